@@ -1,0 +1,1 @@
+"""TOML only; package data."""

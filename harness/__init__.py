@@ -1,0 +1,1 @@
+"""Jobs: recurring pieces of work with a definition of done."""

@@ -1,0 +1,1 @@
+"""Numeric operations: one meaning, several implementations. Imports no other room."""

@@ -1,0 +1,64 @@
+"""What a kernel is told: plain ints, floats and arrays. The runtime fills these in; kernels know no more of a model."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Activation = Literal["silu", "gelu_tanh"]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """What may differ from layer to layer. `window` 0 = full attention, else a query at position p sees (p - window, p]."""
+
+    window: int = 0
+    rope_theta: float = 10000.0
+    rope_factor: float = 1.0  # linear scaling: position / factor
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderSpec:
+    """A decoder-only transformer as data; the families differ in these values alone."""
+
+    n_layers: int
+    hidden: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocab: int
+    context_length: int
+    norm_eps: float
+    layers: tuple[LayerSpec, ...]
+    activation: Activation = "silu"
+    qkv_bias: bool = False  # Qwen2.5
+    qk_norm: bool = False  # Qwen3, Gemma 3: RMS norm over head_dim before rope
+    post_norms: bool = False  # Gemma: norms after attention and after the MLP, before the residual is added
+    norm_offset: float = 0.0  # Gemma's safetensors hold w - 1: the norm multiplies by (w + offset); 0 for GGUF files
+    embed_scale: float = 1.0  # Gemma: sqrt(hidden)
+    attn_scale: float = 0.0  # 0 = head_dim ** -0.5
+    attn_softcap: float = 0.0  # 0 = off
+    final_softcap: float = 0.0  # 0 = off
+    tied: bool = True  # the output head is the embedding
+    rope_long_freqs: tuple[float, ...] = ()  # Llama 3.1's scaling: a factor per rope frequency, () = none
+
+
+@dataclass(frozen=True, slots=True)
+class StepBatch:
+    """One ragged step: R rows (sequences) of q_len tokens each, laid end to end as T tokens; no padding, no modes.
+
+    A row is a decode (q_len 1), a prefill chunk, or anything between. The KV of token t goes to flat slot
+    `page * page_size + offset`; a row attends to its own pages, of which the first `context_lens[r]` positions are filled
+    once this step's tokens are written.
+    """
+
+    tokens: NDArray[np.int32]  # [T] token ids
+    positions: NDArray[np.int32]  # [T] position of each token in its sequence
+    slots: NDArray[np.int64]  # [T] flat KV slot that each token writes
+    row_starts: NDArray[np.int32]  # [R + 1] row r's tokens are row_starts[r] : row_starts[r + 1]
+    context_lens: NDArray[np.int32]  # [R] tokens in the sequence after this step
+    page_tables: NDArray[np.int32]  # [R, P] page numbers, rows padded at the end with 0
+    logit_rows: NDArray[np.int32]  # [L] indices into T whose logits are wanted
+    page_size: int

@@ -1,0 +1,1 @@
+"""What it cost: requests, attempts, outcomes and what left the house."""

@@ -1,0 +1,1 @@
+"""Where each request runs, and why: gates, checks, cascade."""

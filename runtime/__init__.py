@@ -1,0 +1,1 @@
+"""Serves open-weight models on local accelerators."""

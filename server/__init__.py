@@ -1,0 +1,1 @@
+"""HTTP: thin routes over wire/. JSON stays at this edge."""

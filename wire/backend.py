@@ -1,0 +1,44 @@
+"""Backend: the one protocol that every model source satisfies, local or remote."""
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Protocol
+
+from .chat import ChatRequest, Event
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What is known of a model, enough to decide whether a request fits it."""
+
+    id: str  # the name a client asks for
+    context_length: int  # tokens, prompt and answer together
+    owned_by: str = "baseload"
+    local: bool = True
+    tools: bool = False
+    vision: bool = False
+    created: int = 0  # unix seconds
+
+
+class Backend(Protocol):
+    """A source of answers.
+
+    `generate` yields deltas and Usage, and then one Finish for each of the request's `sampling.n` choices, the last of them
+    as the last event; or, at any point, one Failure and nothing more. The final Usage comes before the last Finish. It never
+    raises for what goes wrong after it was called: that is a Failure. Closing the generator (`aclose`, or cancelling the
+    task that iterates) stops the work at once.
+    """
+
+    @property
+    def models(self) -> tuple[ModelInfo, ...]:
+        """The models it serves."""
+        ...
+
+    def generate(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
+        """Answer `request`, whose `model` is one of `models`."""
+        ...
+
+    def count_tokens(self, request: ChatRequest) -> int | None:
+        """The prompt's length in tokens; None where only the source itself can tell. Raises BadRequest for a prompt that
+        cannot be rendered."""
+        ...
