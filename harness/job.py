@@ -1,7 +1,7 @@
 """A job: a recurring piece of work with a definition of done, as data.
 
-A job is one TOML file. Asking the model `job:<name>` runs the client's message as that job's input: the job's context comes
-first, its checks decide whether an answer is accepted, and its route (usually `auto`) says who may do the work.
+A job is one TOML file. Asking the model `job:<name>` runs the client's message as that job's input: the job's context
+comes first, its checks decide whether an answer is accepted, and its route (usually `auto`) says who may do the work.
 """
 
 import json
@@ -19,7 +19,7 @@ PREFIX = "job:"
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One job. `schema` is the JSON schema of its answer, None for free text; `checks` are further definitions of done."""
+    """One job. `schema` is the JSON schema of its answer, None for free text; `checks` are further ones."""
 
     name: str
     description: str = ""

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from baseload.runtime.store import Store, default_root
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from baseload.harness import Job, load_jobs, parse_job, prepare
 from baseload.wire.chat import ChatRequest, Message, ResponseFormat, SamplingParams, Text
 from baseload.wire.errors import BadRequest, ModelNotFound
