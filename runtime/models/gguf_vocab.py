@@ -1,11 +1,11 @@
 """A GGUF file's vocabulary, checked, and the `tokenizers` object built from it.
 
 Two kinds are read, by llama.cpp's names: 'gpt2' (byte-level BPE with merges; how text is cut first is named by
-`tokenizer.ggml.pre`) and 'llama' (SentencePiece BPE with scores: Llama 2, Mistral, Gemma), whose merges are recovered from
-the vocabulary. Ids are those of transformers (tests compare them).
+`tokenizer.ggml.pre`) and 'llama' (SentencePiece BPE with scores: Llama 2, Mistral, Gemma), whose merges are recovered
+from the vocabulary. Ids are those of transformers (tests compare them).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +43,7 @@ WHOLE_WORDS = {"llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "tekken"
 
 @dataclass(frozen=True, slots=True)
 class GgufVocab:
-    """A vocabulary as the file gives it, with its types checked: `tokens[id]`, `kinds[id]` (llama.cpp's token types)."""
+    """A vocabulary as the file gives it, its types checked: `tokens[id]`, `kinds[id]` (llama.cpp's token types)."""
 
     model: str  # "gpt2" | "llama"
     pre: str
@@ -97,9 +97,8 @@ def build(vocab: GgufVocab) -> tokenizers.Tokenizer:
     if vocab.model not in builders:
         raise ModelFileError(f"tokenizer kind {vocab.model[:40]!r} is not supported (gpt2 and llama are)")
     tokenizer = builders[vocab.model](vocab)
-    known = tokenizer.get_vocab(with_added_tokens=False)
     for ids, special in ((vocab.control_ids, True), (vocab.user_defined_ids - vocab.control_ids, False)):
-        texts = [vocab.tokens[i] for i in sorted(ids) if vocab.tokens[i] and vocab.tokens[i] in known]
+        texts = [vocab.tokens[i] for i in sorted(ids) if tokenizer.token_to_id(vocab.tokens[i]) == i]
         tokenizer.add_tokens([AddedToken(text, normalized=False, special=special) for text in texts])
     return tokenizer
 
@@ -152,9 +151,9 @@ def _sentencepiece(vocab: GgufVocab) -> tokenizers.Tokenizer:
     if vocab.merges:
         merges = _merges(vocab, ids)
     elif gemma:  # its scores don't follow the order of its merges; the tokens' order does
-        merges = list(_implied_merges(tokens, ids, vocab.control_ids))
+        merges = _implied_merges(ids, vocab.control_ids)
     else:
-        merges = _scored_merges(vocab, tokens, ids)
+        merges = _scored_merges(vocab, ids)
     unknown = tokens[vocab.special_ids["unknown"]] if gemma and "unknown" in vocab.special_ids else None
     bpe = models.BPE(ids, merges, fuse_unk=True, byte_fallback=True, **({"unk_token": unknown} if unknown else {}))
     tokenizer = tokenizers.Tokenizer(bpe)
@@ -182,20 +181,20 @@ def _merges(vocab: GgufVocab, ids: Mapping[str, int]) -> list[tuple[str, str]]:
     return merges
 
 
-def _implied_merges(tokens: Sequence[str], ids: Mapping[str, int], skip: frozenset[int]) -> Iterator[tuple[str, str]]:
+def _implied_merges(ids: Mapping[str, int], skip: frozenset[int]) -> list[tuple[str, str]]:
     """Every way to cut a token into two others, the tokens in order. Control tokens are never made out of text."""
+    merges: list[tuple[str, str]] = []
     for token, i in ids.items():
-        if i in skip:
-            continue
-        for cut in range(len(token) - 1, 0, -1):
-            if token[:cut] in ids and token[cut:] in ids:
-                yield token[:cut], token[cut:]
+        if i not in skip:
+            cuts = range(len(token) - 1, 0, -1)
+            merges += [(left, right) for c in cuts if (left := token[:c]) in ids and (right := token[c:]) in ids]
+    return merges
 
 
-def _scored_merges(vocab: GgufVocab, tokens: Sequence[str], ids: Mapping[str, int]) -> list[tuple[str, str]]:
-    if len(vocab.scores) < len(tokens):
+def _scored_merges(vocab: GgufVocab, ids: Mapping[str, int]) -> list[tuple[str, str]]:
+    if len(vocab.scores) < len(vocab.tokens):
         raise ModelFileError("the vocabulary has neither merges nor a score for each token")
-    found = _implied_merges(tokens, ids, vocab.control_ids)
+    found = _implied_merges(ids, vocab.control_ids)
     scores = vocab.scores
     return sorted(found, key=lambda m: (scores[ids[m[0] + m[1]]], len(m[0]), len(m[1])), reverse=True)
 

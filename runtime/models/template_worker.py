@@ -1,12 +1,12 @@
-"""The program of the child process in which a model's chat template runs. Nothing imports it: chat_template.py starts it.
+"""The program of the child process in which a model's chat template runs; template_process.py starts it.
 
 A template comes out of a model file, so it may be hostile. minijinja gives it fuel and no way to Python's internals, but
-cannot stop everything (a list that contains itself overflows the C stack, lists joined to themselves sixty times loop
-without burning fuel), so it also gets a process of its own, with little memory and a timer that counts CPU seconds.
+cannot stop everything: a list that contains itself overflows the C stack, and lists joined to themselves sixty times loop
+without burning fuel. So it also gets a process of its own, with little memory and a timer that counts CPU seconds.
 
-It reads requests from stdin and writes one answer for each to stdout; both are JSON behind a 4-byte big-endian length.
-The first message is {"source": {name: template}, "cpu_s", "memory_bytes"} and has no answer; then
-{"template": name, "context": {...}} -> {"text": ...} or {"error": message, "kind": "syntax" | "raised" | "limit" | "failed"}.
+It reads requests from stdin and writes one answer for each to stdout, both JSON behind a 4-byte big-endian length. The
+first, {"sources": {name: template}, "cpu_s", "memory_bytes"}, has no answer; each later one {"template": name, "context":
+{...}} is answered by {"text": ...} or {"error": message, "kind": "syntax" | "raised" | "limit" | "failed"}.
 """
 
 import json
@@ -24,8 +24,12 @@ SOURCE_LIMIT = 1 << 20  # characters; the largest public template has 40,000
 FUEL_BASE = 500_000  # a thousand short messages through a public template need 70,000
 FUEL_PER_CHARACTER = 4  # of the context: long conversations are honest work
 OUTPUT_PER_CHARACTER = 8
-# transformers marks what the assistant said with a block of its own; to render, it is a block that is always taken.
+# transformers marks what the assistant said with a block of its own; to render, it is a scope.
 GENERATION = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
+
+
+class TooLong(Exception):
+    """The template's source is."""
 
 
 class Raised(Exception):
@@ -64,8 +68,8 @@ def environment(sources: dict[str, str]) -> minijinja.Environment:
 
 def _prepare(source: str) -> str:
     if len(source) > SOURCE_LIMIT:
-        raise Raised(f"it is {len(source)} characters long, at most {SOURCE_LIMIT} are taken")
-    return GENERATION.sub(lambda m: f"{{%{m[1]} {'endif' if m[2] else 'if true'} {m[3]}%}}", source)
+        raise TooLong(f"its source has {len(source)} characters, at most {SOURCE_LIMIT} are taken")
+    return GENERATION.sub(lambda m: f"{{%{m[1]} {'endwith' if m[2] else 'with'} {m[3]}%}}", source)
 
 
 def render(env: minijinja.Environment, name: str, context: dict[str, Any], size: int) -> dict[str, str]:
@@ -75,6 +79,8 @@ def render(env: minijinja.Environment, name: str, context: dict[str, Any], size:
         text = env.render_template(name, **context)
     except Raised as e:
         return {"kind": "raised", "error": str(e)}
+    except TooLong as e:
+        return {"kind": "limit", "error": str(e)}
     except minijinja.TemplateError as e:
         kind = "syntax" if e.kind == "SyntaxError" else "limit" if "fuel" in e.message else "failed"
         return {"kind": kind, "error": e.message}
@@ -83,6 +89,12 @@ def render(env: minijinja.Environment, name: str, context: dict[str, Any], size:
     if len(text) > FUEL_BASE + OUTPUT_PER_CHARACTER * size:
         return {"kind": "limit", "error": "the text is too long"}
     return {"text": text}
+
+
+def _limit(what: int, value: int) -> None:
+    _, most = resource.getrlimit(what)
+    value = value if most == resource.RLIM_INFINITY else min(value, most)
+    resource.setrlimit(what, (value, value))
 
 
 def _read() -> tuple[Any, int] | None:
@@ -100,16 +112,16 @@ def _write(answer: dict[str, str]) -> None:
 
 
 def main() -> None:
-    """Serve until stdin ends. The kernel ends the process if one rendering uses more CPU time or memory than allowed."""
+    """Serve until stdin ends. The kernel ends a process whose rendering takes more CPU time or memory than allowed."""
     first = _read()
     if first is None:
         return
     setup, _ = first
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which drains
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    resource.setrlimit(resource.RLIMIT_AS, (setup["memory_bytes"],) * 2)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    env = environment(setup["source"])
+    _limit(resource.RLIMIT_AS, setup["memory_bytes"])
+    _limit(resource.RLIMIT_CORE, 0)
+    env = environment(setup["sources"])
     while (message := _read()) is not None:
         request, size = message
         signal.setitimer(signal.ITIMER_PROF, setup["cpu_s"])

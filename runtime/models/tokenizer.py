@@ -1,7 +1,7 @@
 """Text to token ids and back, by the model's own vocabulary.
 
-Text reaches a model in two ways. A template's own pieces may contain control tokens (`specials=True`); what a user or a tool
-wrote may not: there the same characters stay plain text (`specials=False`).
+Text reaches a model in two ways. A template's own pieces may contain control tokens (`specials=True`); what a user or a
+tool wrote may not: there the same characters stay plain text (`specials=False`).
 """
 
 import copy
@@ -19,7 +19,8 @@ from ...wire.errors import BadRequest, ModelFileError
 from . import gguf_vocab
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-BYTE_OF = {letter: byte for byte, letter in gguf_vocab.alphabet().items()}
+LETTER_OF = gguf_vocab.alphabet()
+BYTE_OF = {letter: byte for byte, letter in LETTER_OF.items()}
 # Control tokens that end a turn; files often name only one of theirs.
 TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>")
 
@@ -60,15 +61,15 @@ class Tokenizer:
         return len(self._tokens)
 
     def encode(self, text: str, *, specials: bool) -> list[int]:
-        """The ids of `text`, without a beginning-of-sequence token. `specials=False`: control tokens written in the text
-        stay plain text. Raises BadRequest for lone surrogates."""
+        """The ids of `text`, without a beginning-of-sequence token; with `specials=False`, control tokens written in the
+        text stay plain text. Raises BadRequest for lone surrogates."""
         return self._encode(text, specials=specials, first=True)
 
     def encode_around(self, text: str, protected: Sequence[Span]) -> list[int]:
         """As `encode(text, specials=True)`, but control tokens that lie in a protected span stay plain text.
 
-        `protected` are non-overlapping spans in order. Text is cut at the control tokens outside of them, which is what the
-        tokenizer itself does, so that apart from the protected ones the ids are the same.
+        `protected` are non-overlapping spans in order. Text is cut at the control tokens outside of them, which is what
+        the tokenizer itself does, so that apart from the protected ones the ids are the same.
         """
         if not protected:
             return self.encode(text, specials=True)
@@ -80,9 +81,17 @@ class Tokenizer:
             at = end
         return ids + (self._encode(text[at:], specials=False, first=at == 0) if at < len(text) else [])
 
+    def controls(self, text: str, protected: Sequence[Span]) -> list[int]:
+        """The control tokens among `encode_around(text, protected)`."""
+        return [control for _, _, control in self._controls_outside(text, protected)]
+
     def control_spans(self, text: str) -> list[Span]:
         """Where `text` contains control tokens."""
         return [(start, end) for start, end, _ in self._scanner.find(text)]
+
+    def control_starts(self, text: str) -> list[Span]:
+        """Where `text` contains a character that a control token starts with."""
+        return [match.span() for match in self._scanner.starts.finditer(text)]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of `ids`; incomplete UTF-8 becomes U+FFFD."""
@@ -125,8 +134,9 @@ class Tokenizer:
         return [piece for i in ids for piece in spelled.get(i, (i,))] if controls else ids
 
     def _letters(self, control: int) -> list[int]:
-        encoded = (self._core.encode(letter, add_special_tokens=False).ids for letter in self._tokens[control] or "")
-        return [i for ids in encoded for i in ids if i not in self._control_ids]
+        token = self._tokens[control] or ""
+        letters = [LETTER_OF[byte] for byte in token.encode()] if self._byte_level else token
+        return [t.id for letter in letters for t in self._core.model.tokenize(letter) if t.id not in self._control_ids]
 
     def _controls_outside(self, text: str, protected: Sequence[Span]) -> list[tuple[int, int, int]]:
         found, at = [], 0
@@ -139,24 +149,34 @@ class Tokenizer:
 class _Scanner:
     """Finds control tokens in text the way the tokenizer does, without the cost of encoding it."""
 
-    HEADS = 32  # so few first letters that looking for them is faster than scanning
-
     def __init__(self, core: tokenizers.Tokenizer) -> None:
         controls = {id: token for id, token in core.get_added_tokens_decoder().items() if token.special}
         self._scan = tokenizers.Tokenizer(models.BPE())
         self._scan.add_tokens(list(controls.values()))
         self._ids = {self._scan.token_to_id(token.content): id for id, token in controls.items()}
-        self._heads = {token.content[:2] for token in controls.values()}
+        texts = [token.content for token in controls.values()]
+        self.starts = _any_of({text[:1] for text in texts})
+        self._heads = _any_of({text[:2] for text in texts})
 
     def find(self, text: str) -> list[tuple[int, int, int]]:
         """(start, end, id) of each control token, in order."""
-        if len(self._heads) <= self.HEADS and not any(head in text for head in self._heads):
+        if not self._heads.search(text):  # as in most texts; the scan is slower than this
             return []
         try:
             seen = self._scan.encode(text, add_special_tokens=False)
         except (UnicodeEncodeError, TypeError) as e:
             raise BadRequest("The text is not valid Unicode.") from e
         return [(*span, self._ids[i]) for i, span in zip(seen.ids, seen.offsets, strict=True)]
+
+
+def _any_of(heads: set[str]) -> re.Pattern[str]:
+    """Matches each of `heads`, texts of one or two characters."""
+    seconds: dict[str, str] = {}
+    for head in heads:
+        seconds[head[0]] = seconds.get(head[0], "") + head[1:]
+    alone = {head for head in heads if len(head) == 1}
+    choices = (re.escape(a) + ("" if a in alone else f"[{re.escape(b)}]") for a, b in seconds.items())
+    return re.compile("|".join(choices) or r"(?!)")
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:

@@ -1,0 +1,19 @@
+"""`baseload bench`: hands its words to a benchmark, which is imported only now."""
+
+from __future__ import annotations
+
+import typer
+
+from .common import fail_cleanly
+
+app = typer.Typer(no_args_is_help=True)
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@app.command(context_settings=PASS_ON)
+@fail_cleanly
+def serving(context: typer.Context) -> None:
+    """Load an OpenAI-compatible server: latency, throughput, goodput."""
+    from ..benchmarks.serving import main
+
+    raise typer.Exit(main(context.args) or 0)

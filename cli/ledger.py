@@ -1,0 +1,77 @@
+"""`baseload ledger`: the books."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .common import fail_cleanly, ledger_url, print_json, print_table
+
+if TYPE_CHECKING:
+    from ..ledger.report import Line
+
+app = typer.Typer(no_args_is_help=True)
+
+UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
+COLUMNS = ("ROUTE", "MODEL", "REQUESTS>", "TRIES>", "ACCEPTED>", "TOKENS-IN>", "OUT>", "CACHED>")
+COLUMNS += ("TTFT>", "TIME>", "RETAIL-$>", "ESCALATED>")
+Db = Annotated[str | None, typer.Option(help="The ledger: a file or sqlite:///PATH; else the configured one.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _seconds(text: str) -> float:
+    """`90m`, `24h`, `7d` in seconds."""
+    match = re.fullmatch(r"(\d+)([mhdw])", text)
+    if match is None:
+        raise typer.BadParameter("write a number and m, h, d or w, as in 24h")
+    return int(match[1]) * UNITS[match[2]]
+
+
+def _url(db: str | None) -> str:
+    if db is None:
+        return ledger_url()
+    return db if "://" in db else f"sqlite:///{db}"
+
+
+@app.command()
+@fail_cleanly
+def report(
+    since: Annotated[float | None, typer.Option(parser=_seconds, help="Only the last 24h, 7d, ...", metavar="TIME")] = None,
+    db: Db = None,
+    as_json: Json = False,
+) -> None:
+    """Requests, tokens, times and dollars for each route and model."""
+    from ..ledger.ledger import open_for_reading
+    from ..ledger.report import report as make
+
+    found = make(open_for_reading(_url(db)), time.time() - since if since else 0.0)
+    if as_json:
+        print_json(asdict(found))
+        return
+    rows = [_row(line, line.route or "-", line.model) for line in found.lines]
+    print_table(COLUMNS, [*rows, _row(found.total, "total", "")])
+
+
+def _row(line: Line, route: str, model: str) -> tuple[str, ...]:
+    counts = (line.requests, line.attempts, line.accepted, line.prompt_tokens, line.completion_tokens, line.cached_tokens)
+    times = [f"{s:.3f} s" if s is not None else "-" for s in (line.first_token_s, line.duration_s)]
+    money = "unpriced" if line.retail_usd is None else f"{line.retail_usd:.6f}"
+    return (route, model, *(f"{n:,}" for n in counts), *times, money, f"{line.escalated:.0%}")
+
+
+@app.command()
+@fail_cleanly
+def show(request_id: str, db: Db = None) -> None:
+    """One request with its attempts, checks and connections, as JSON."""
+    from ..ledger.ledger import open_for_reading
+    from ..ledger.report import request
+    from ..wire.errors import NotFound
+
+    found = request(open_for_reading(_url(db)), request_id)
+    if found is None:
+        raise NotFound(f"The ledger knows no request {request_id!r}.")
+    print_json(found)

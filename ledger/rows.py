@@ -1,0 +1,78 @@
+"""The ledger's rows as frozen data: what one request asked, what each attempt at it cost, how it was judged.
+
+Times named `ts` and `*_ts` are seconds since the epoch; `*_s` are durations in seconds. `ledger.schema` has one
+table per row class with the same column names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RequestRow:
+    """One request as asked. Written at its start and again, under the same id, at its finish."""
+
+    id: str
+    ts: float
+    protocol: str
+    model_asked: str
+    route: str = ""
+    decision: dict[str, Any] = field(default_factory=dict)
+    status: str = "running"  # running | done | failed | cancelled
+    stream: bool = False
+    finished_ts: float | None = None
+    key_id: str | None = None
+    error_code: str | None = None
+
+
+@dataclass(frozen=True)
+class AttemptRow:
+    """One backend's try at a request, `n` counting from 0. `retail_usd` is None where no price is known."""
+
+    id: str
+    request_id: str
+    n: int
+    backend: str
+    model: str
+    started_ts: float
+    first_token_s: float | None = None
+    duration_s: float | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    finish_reason: str | None = None
+    accepted: bool = False
+    retail_usd: float | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class OutcomeRow:
+    """One check's verdict on one attempt. `passed` None: the check gives a score or no verdict."""
+
+    request_id: str
+    attempt_id: str
+    check: str
+    passed: bool | None
+    score: float | None = None
+    evidence: str = ""
+    ts: float = 0.0
+
+
+@dataclass(frozen=True)
+class EgressRow:
+    """One dial beyond this machine, allowed or refused, with the reason."""
+
+    id: str
+    ts: float
+    host: str
+    port: int
+    purpose: str
+    request_id: str | None = None
+    allowed: bool = False
+    reason: str = ""
+
+
+Row = RequestRow | AttemptRow | OutcomeRow | EgressRow

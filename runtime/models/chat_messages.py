@@ -1,0 +1,70 @@
+"""A ChatRequest in the shape that chat templates read: plain dicts, after transformers' convention."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from ...wire.chat import ChatRequest, Image, Message, Reasoning, Text, ToolCall, ToolResult
+from ...wire.errors import BadRequest
+
+
+def template_messages(request: ChatRequest, *, developer_known: bool) -> list[dict[str, Any]]:
+    """The conversation. A developer's turn is a system turn to templates that don't know the role. Raises BadRequest for
+    images."""
+    names = {b.id: b.name for m in request.messages for b in m.content if isinstance(b, ToolCall)}
+    turns = [turn for message in request.messages for turn in _turns(message, names)]
+    if not developer_known:
+        turns = [turn | {"role": "system"} if turn["role"] == "developer" else turn for turn in turns]
+    return turns
+
+
+def template_tools(request: ChatRequest) -> list[dict[str, Any]] | None:
+    """The tools, or None where the model must not call any."""
+    if not request.tools or request.tool_choice == "none":
+        return None
+    return [
+        {"type": "function", "function": {"name": t.name, "description": t.description, "parameters": dict(t.parameters)}}
+        for t in request.tools
+    ]
+
+
+def _turns(message: Message, names: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """One turn for each tool result, and one for the rest of the message."""
+    for block in message.content:
+        if isinstance(block, ToolResult):
+            yield _tool_turn(block, names)
+    rest = [b for b in message.content if not isinstance(b, ToolResult)]
+    if not rest and message.content:
+        return
+    calls = [_call(b) for b in rest if isinstance(b, ToolCall)]
+    reasoning = "".join(b.text for b in rest if isinstance(b, Reasoning))
+    texts = [_text(b) for b in rest if isinstance(b, Text | Image)]
+    turn: dict[str, Any] = {"role": message.role, "content": "".join(texts) if texts or not calls else None}
+    if message.name:
+        turn["name"] = message.name
+    if calls:
+        turn["tool_calls"] = calls
+    if reasoning:  # `thinking` is what gpt-oss templates call it
+        turn |= {"reasoning_content": reasoning, "thinking": reasoning}
+    yield turn
+
+
+def _tool_turn(result: ToolResult, names: dict[str, str]) -> dict[str, Any]:
+    turn = {"role": "tool", "tool_call_id": result.call_id, "content": "".join(_text(b) for b in result.content)}
+    return turn | ({"name": names[result.call_id]} if result.call_id in names else {})
+
+
+def _text(block: Text | Image) -> str:
+    if isinstance(block, Image):
+        raise BadRequest("This model reads text only: images are not supported.", param="messages")
+    return block.text
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    """Templates expect the arguments as an object; what the model wrote may not be one."""
+    try:
+        parsed = json.loads(call.arguments)
+    except (ValueError, RecursionError):
+        parsed = None
+    arguments = parsed if isinstance(parsed, dict) else call.arguments
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}

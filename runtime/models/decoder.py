@@ -1,0 +1,161 @@
+"""One readable decoder for all families: they differ in DecoderSpec's data, and `forward` runs straight through.
+
+    x = embed(tokens)
+    for each layer:  x += attention(norm(x));  x += mlp(norm(x))
+    logits = head(norm(x)) of the wanted rows
+
+T = tokens of the step, H query heads, K key/value heads, D dimensions a head.
+"""
+
+from __future__ import annotations
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ...kernels.dispatch import Kernels, choose
+from ...kernels.paged_attention import AttentionPlan, KvPool
+from ...kernels.reference import Rope
+from ...kernels.spec import DecoderSpec, LayerSpec, StepBatch
+from ...wire.errors import ModelFileError
+if TYPE_CHECKING:
+    from .weights import Weights
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer's weights; None where the family has no such part."""
+
+    attn_norm: torch.Tensor  # [hidden]
+    qkv: torch.Tensor  # [(H + 2K) * D, hidden]: q, k and v as one product
+    qkv_bias: torch.Tensor | None  # [(H + 2K) * D]
+    q_norm: torch.Tensor | None  # [D]
+    k_norm: torch.Tensor | None  # [D]
+    o: torch.Tensor  # [hidden, H * D]
+    post_attn_norm: torch.Tensor | None  # [hidden]
+    mlp_norm: torch.Tensor  # [hidden]
+    gate_up: torch.Tensor  # [2 * intermediate, hidden]: gate and up as one product
+    down: torch.Tensor  # [hidden, intermediate]
+    post_mlp_norm: torch.Tensor | None  # [hidden]
+
+
+@dataclass(frozen=True, slots=True)
+class StepTables:
+    """What all layers of a step share: slots, and angles and attention plans by what they depend on."""
+
+    slots: torch.Tensor  # [T]
+    ropes: dict[tuple[float, float], Rope]  # by (theta, factor)
+    plans: dict[int, AttentionPlan]  # by window
+
+
+class _Loader:
+    """Takes weights by our neutral names, on the device and in the dtype of the kernels."""
+
+    def __init__(self, spec: DecoderSpec, weights: Weights, kernels: Kernels) -> None:
+        self._spec, self._weights, self._kernels = spec, weights, kernels
+
+    def stack(self, shapes: dict[str, tuple[int, ...]]) -> torch.Tensor:
+        """The named weights, one under the other, each of the shape that the configuration asks for."""
+        parts = []
+        for name, shape in shapes.items():
+            part = self._weights.tensor(name)
+            if part.shape != shape:
+                raise ModelFileError(f"weight {name} has shape {part.shape}, the model's configuration needs {shape}")
+            parts.append(part)
+        # concatenate copies even a single part: it may be a read-only view of the file
+        return torch.from_numpy(np.concatenate(parts)).to(self._kernels.device, self._kernels.dtype)
+
+    def matrix(self, name: str, out: int, width: int) -> torch.Tensor:
+        return self.stack({name: (out, width)})
+
+    def norm(self, name: str, width: int) -> torch.Tensor:
+        weight = self.stack({name: (width,)})
+        return weight + self._spec.norm_offset if self._spec.norm_offset else weight
+
+    def layer(self, i: int) -> Layer:
+        spec, at = self._spec, f"layers.{i}."
+        hidden, dim = spec.hidden, spec.head_dim
+        q, kv = spec.n_heads * dim, spec.n_kv_heads * dim
+        biases = {at + "q_bias": (q,), at + "k_bias": (kv,), at + "v_bias": (kv,)}
+        return Layer(
+            attn_norm=self.norm(at + "attn_norm", hidden),
+            qkv=self.stack({at + "q": (q, hidden), at + "k": (kv, hidden), at + "v": (kv, hidden)}),
+            qkv_bias=self.stack(biases) if spec.qkv_bias else None,
+            q_norm=self.norm(at + "q_norm", dim) if spec.qk_norm else None,
+            k_norm=self.norm(at + "k_norm", dim) if spec.qk_norm else None,
+            o=self.matrix(at + "o", hidden, q),
+            post_attn_norm=self.norm(at + "post_attn_norm", hidden) if spec.post_norms else None,
+            mlp_norm=self.norm(at + "mlp_norm", hidden),
+            gate_up=self.stack({at + part: (spec.intermediate, hidden) for part in ("gate", "up")}),
+            down=self.matrix(at + "down", hidden, spec.intermediate),
+            post_mlp_norm=self.norm(at + "post_mlp_norm", hidden) if spec.post_norms else None,
+        )
+
+
+class Decoder:
+    """A decoder-only transformer on torch tensors. Keeps no state between steps: that is in the KvPool.
+
+    Raises ValueError for a device or dtype that is not to be had, ModelFileError for weights that do not fit `spec`.
+    """
+
+    def __init__(self, spec: DecoderSpec, weights: Weights, device: str = "cpu", dtype: str = "float32") -> None:
+        self.spec = spec
+        self.kernels = choose(device, dtype)
+        self._ops = self.kernels.ops
+        load = _Loader(spec, weights, self.kernels)
+        self._embed = load.matrix("embed", spec.vocab, spec.hidden)
+        self._head = self._embed if spec.tied else load.matrix("head", spec.vocab, spec.hidden)
+        self._norm = load.norm("norm", spec.hidden)
+        self._layers = [load.layer(i) for i in range(spec.n_layers)]
+        self._scale = spec.attn_scale or spec.head_dim**-0.5
+        self._activation = {"silu": self._ops.silu_mul, "gelu_tanh": self._ops.gelu_tanh_mul}[spec.activation]
+
+    @torch.inference_mode()
+    def forward(self, batch: StepBatch, kv: KvPool) -> torch.Tensor:
+        """Write the batch's keys and values into `kv` and return logits [L, vocab] float32 for its `logit_rows`."""
+        ops, eps = self._ops, self.spec.norm_eps
+        tables = self._tables(batch, kv)
+        x = ops.embed(self._put(batch.tokens), self._embed, self.spec.embed_scale)
+        h = ops.rms_norm(x, self._layers[0].attn_norm, eps)
+        for i, (layer, of, pool) in enumerate(zip(self._layers, self.spec.layers, kv.layers, strict=True)):
+            h = ops.add_rms_norm(x, self._attention(h, layer, of, pool, tables), layer.mlp_norm, eps)
+            following = self._layers[i + 1].attn_norm if i + 1 < len(self._layers) else self._norm
+            h = ops.add_rms_norm(x, self._mlp(h, layer), following, eps)
+        logits = ops.linear(h.index_select(0, self._put(batch.logit_rows)), self._head).float()
+        return ops.softcap(logits, self.spec.final_softcap)
+
+    def _attention(
+        self, h: torch.Tensor, layer: Layer, of: LayerSpec, pool: torch.Tensor, tables: StepTables
+    ) -> torch.Tensor:
+        """[T, hidden] to [T, hidden]; this step's keys and values are written before anybody reads."""
+        ops, spec = self._ops, self.spec
+        heads = ops.linear(h, layer.qkv, layer.qkv_bias).view(len(h), -1, spec.head_dim)
+        q, k, _ = heads.split((spec.n_heads, spec.n_kv_heads, spec.n_kv_heads), 1)
+        if layer.q_norm is not None:
+            q.copy_(ops.rms_norm(q, layer.q_norm, spec.norm_eps))
+            k.copy_(ops.rms_norm(k, layer.k_norm, spec.norm_eps))
+        ops.rope_(heads[:, : spec.n_heads + spec.n_kv_heads], tables.ropes[of.rope_theta, of.rope_factor])
+        ops.write_kv(pool, tables.slots, heads[:, spec.n_heads :].unflatten(1, (2, spec.n_kv_heads)))
+        mixed = ops.paged_attention(q, pool, tables.plans[of.window], self._scale, spec.attn_softcap)
+        out = ops.linear(mixed, layer.o)
+        return out if layer.post_attn_norm is None else ops.rms_norm(out, layer.post_attn_norm, spec.norm_eps)
+
+    def _mlp(self, h: torch.Tensor, layer: Layer) -> torch.Tensor:
+        """down(activation(gate(h)) * up(h)), [T, hidden] to [T, hidden]."""
+        ops = self._ops
+        out = ops.linear(self._activation(ops.linear(h, layer.gate_up)), layer.down)
+        return out if layer.post_mlp_norm is None else ops.rms_norm(out, layer.post_mlp_norm, self.spec.norm_eps)
+
+    def _tables(self, batch: StepBatch, kv: KvPool) -> StepTables:
+        ops, spec = self._ops, self.spec
+        positions = self._put(batch.positions)
+        ropes = {
+            key: ops.rope_tables(positions, spec.head_dim, *key, spec.rope_long_freqs, self.kernels.dtype)
+            for key in {(of.rope_theta, of.rope_factor) for of in spec.layers}
+        }
+        plans = {window: ops.plan_attention(batch, window, kv.layers[0]) for window in {of.window for of in spec.layers}}
+        return StepTables(self._put(batch.slots), ropes, plans)
+
+    def _put(self, table: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(table).to(self.kernels.device)

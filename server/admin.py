@@ -1,0 +1,67 @@
+"""Health, numbers, and what became of a request."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from ..wire.errors import BadRequest, NotFound
+from .metrics import CONTENT_TYPE
+from .replies import json_reply, retry_header
+from .services import Life
+
+routes = APIRouter()
+_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+@routes.get("/health")
+async def health(request: Request) -> Response:
+    """200 while the server can answer or will when it has drained; 503 with the reason otherwise."""
+    life: Life = request.app.state.life
+    if life.services is None:
+        return _not("starting")
+    engine = life.services.engine
+    if engine is not None and not engine.stats().alive:
+        return _not("the engine is stuck or has died")
+    return json_reply({"status": "ok"})
+
+
+@routes.get("/ready")
+async def ready(request: Request) -> Response:
+    """200 when new requests are taken."""
+    life: Life = request.app.state.life
+    if life.phase != "ready":
+        return _not(life.phase)
+    return await health(request)
+
+
+def _not(reason: str) -> Response:
+    return json_reply({"status": "unavailable", "reason": reason}, 503, retry_header(2))
+
+
+@routes.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """Prometheus' text format."""
+    return Response(request.app.state.metrics.page(), media_type=CONTENT_TYPE)
+
+
+@routes.get("/v1/requests/{request_id:path}")
+async def one_request(request: Request, request_id: str) -> Response:
+    """A request as the ledger knows it: decision, attempts, outcomes, cost."""
+    life: Life = request.app.state.life
+    if not _ID.fullmatch(request_id):
+        raise BadRequest("This is not a request's id.", param="id")
+    ledger = life.require().ledger
+    found: dict[str, Any] | None = await asyncio.to_thread(_look_up, ledger, request_id) if ledger else None
+    if found is None:
+        raise NotFound("There is no such request in the ledger.")
+    return json_reply(found)
+
+
+def _look_up(ledger: Any, request_id: str) -> dict[str, Any] | None:
+    ledger.flush()  # a request that has just been answered may still be on its way to the disk
+    return ledger.request(request_id)

