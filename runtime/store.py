@@ -65,7 +65,7 @@ class Store:
         """The file (or safetensors folder) of a stored model, or of a path that exists. Raises StoreError."""
         if model := self.get(name_or_path):
             return model.path
-        path = Path(name_or_path).expanduser()
+        path = Path(os.path.expanduser(name_or_path))
         if path.is_file() or (path / "config.json").is_file():
             return path
         known = "" if name_or_path not in catalogue() else f": baseload pull {name_or_path}"

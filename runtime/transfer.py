@@ -30,7 +30,7 @@ class StoreError(BaseloadError):
 
 def copy(path: Path, into: Path, progress: Progress) -> None:
     """Copy, going on where an earlier try broke off if what it left is indeed the file's beginning."""
-    total = path.stat().stsize_now
+    total = path.stat().st_size
     with path.open("rb") as reader, into.open("ab") as writer:
         done = writer.tell()
         if done > total or not _same_beginning(reader, into, done):
@@ -96,6 +96,6 @@ def watched(folder: Path, progress: Progress, total: int | None = None) -> Itera
 def size_now(path: Path) -> int:
     """Bytes of a file; 0 of what is no file, or not any more."""
     try:
-        return path.stat().stsize_now if path.is_file() else 0
+        return path.stat().st_size if path.is_file() else 0
     except OSError:  # just renamed
         return 0

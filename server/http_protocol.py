@@ -32,6 +32,7 @@ class Limits:
     header_s: float = 10.0  # from a request's first byte to its last header
     body_bytes: int = 32 * 2**20
     body_s: float = 30.0  # between two reads of a body
+    stall_s: float = 30.0  # a reader that takes nothing for so long is dropped
     connections: int = 512
     linger_s: float = 2.0  # reading on after a refusal, or the client's kernel would drop the answer
 
@@ -48,6 +49,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._body_received = 0
         self._timer: TimerHandle | None = None
         self._refused = False
+        self._stall: TimerHandle | None = None
 
     def connection_made(self, transport: Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().connection_made(transport)
@@ -60,7 +62,17 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._set_timer(None)
         self._unset_keepalive_if_required()
-        super().connection_lost(exc)
+        super().connection_lost(exc)  # resumes writing, which ends the stall
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stall = self.loop.call_later(self.limits.stall_s, self._stalled, self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
@@ -141,6 +153,12 @@ class BoundedProtocol(HttpToolsProtocol):
             self._set_timer(self.limits.body_s)
         else:
             self._refuse(RequestTimeout("The request took too long to arrive."))
+
+    def _stalled(self, held: int) -> None:
+        if (now := self.transport.get_write_buffer_size()) < held:  # slow, but reading
+            self._stall = self.loop.call_later(self.limits.stall_s, self._stalled, now)
+        else:
+            self.transport.abort()  # close() would wait for the reader
 
     def _refuse(self, error: BaseloadError) -> None:
         """Answer `error`, if nothing was answered yet, and end the connection."""

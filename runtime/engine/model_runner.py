@@ -1,7 +1,6 @@
 """The model as the engine sees it: one ragged step in, logits out, both as numpy. The only file here that knows torch."""
 
-from __future__ import annotations
-from typing import Protocol, TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,8 +9,7 @@ from ...kernels.dispatch import DTYPES
 from ...kernels.paged_attention import KvPool
 from ...kernels.spec import DecoderSpec, StepBatch
 from ..models.decoder import Decoder
-if TYPE_CHECKING:
-    from ..models.model_file import LoadedModel
+from ..models.model_file import LoadedModel
 
 
 class ModelRunner(Protocol):
@@ -53,12 +51,10 @@ def page_bytes(spec: DecoderSpec, page_size: int, dtype: str = "float32") -> int
 class TorchRunner:
     """A ModelRunner on torch. Weights and pool live on `device` in `dtype`; logits are float32 always.
 
-    Raises ValueError for a device or dtype that is not to be had, ModelFileError for weights that do not fit.
+    Raises ValueError for a device or dtype that is not to be had.
     """
 
-    def __init__(
-        self, model: LoadedModel, n_pages: int, page_size: int, device: str = "cpu", dtype: str = "float32"
-    ) -> None:
+    def __init__(self, model: LoadedModel, n_pages: int, page_size: int, device: str = "cpu", dtype: str = "float32") -> None:
         spec = model.config.decoder
         self.vocab = spec.vocab
         self.context_length = spec.context_length

@@ -7,9 +7,7 @@
 T = tokens of the step, H query heads, K key/value heads, D dimensions a head.
 """
 
-from __future__ import annotations
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,9 +16,7 @@ from ...kernels.dispatch import Kernels, choose
 from ...kernels.paged_attention import AttentionPlan, KvPool
 from ...kernels.reference import Rope
 from ...kernels.spec import DecoderSpec, LayerSpec, StepBatch
-from ...wire.errors import ModelFileError
-if TYPE_CHECKING:
-    from .weights import Weights
+from .weights import Weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,48 +51,37 @@ class _Loader:
     def __init__(self, spec: DecoderSpec, weights: Weights, kernels: Kernels) -> None:
         self._spec, self._weights, self._kernels = spec, weights, kernels
 
-    def stack(self, shapes: dict[str, tuple[int, ...]]) -> torch.Tensor:
-        """The named weights, one under the other, each of the shape that the configuration asks for."""
-        parts = []
-        for name, shape in shapes.items():
-            part = self._weights.tensor(name)
-            if part.shape != shape:
-                raise ModelFileError(f"weight {name} has shape {part.shape}, the model's configuration needs {shape}")
-            parts.append(part)
+    def tensor(self, *names: str) -> torch.Tensor:
+        """The named weights, one under the other."""
         # concatenate copies even a single part: it may be a read-only view of the file
-        return torch.from_numpy(np.concatenate(parts)).to(self._kernels.device, self._kernels.dtype)
+        whole = np.concatenate([self._weights.tensor(name) for name in names])
+        return torch.from_numpy(whole).to(self._kernels.device, self._kernels.dtype)
 
-    def matrix(self, name: str, out: int, width: int) -> torch.Tensor:
-        return self.stack({name: (out, width)})
-
-    def norm(self, name: str, width: int) -> torch.Tensor:
-        weight = self.stack({name: (width,)})
+    def norm(self, name: str) -> torch.Tensor:
+        weight = self.tensor(name)
         return weight + self._spec.norm_offset if self._spec.norm_offset else weight
 
     def layer(self, i: int) -> Layer:
         spec, at = self._spec, f"layers.{i}."
-        hidden, dim = spec.hidden, spec.head_dim
-        q, kv = spec.n_heads * dim, spec.n_kv_heads * dim
-        biases = {at + "q_bias": (q,), at + "k_bias": (kv,), at + "v_bias": (kv,)}
         return Layer(
-            attn_norm=self.norm(at + "attn_norm", hidden),
-            qkv=self.stack({at + "q": (q, hidden), at + "k": (kv, hidden), at + "v": (kv, hidden)}),
-            qkv_bias=self.stack(biases) if spec.qkv_bias else None,
-            q_norm=self.norm(at + "q_norm", dim) if spec.qk_norm else None,
-            k_norm=self.norm(at + "k_norm", dim) if spec.qk_norm else None,
-            o=self.matrix(at + "o", hidden, q),
-            post_attn_norm=self.norm(at + "post_attn_norm", hidden) if spec.post_norms else None,
-            mlp_norm=self.norm(at + "mlp_norm", hidden),
-            gate_up=self.stack({at + part: (spec.intermediate, hidden) for part in ("gate", "up")}),
-            down=self.matrix(at + "down", hidden, spec.intermediate),
-            post_mlp_norm=self.norm(at + "post_mlp_norm", hidden) if spec.post_norms else None,
+            attn_norm=self.norm(at + "attn_norm"),
+            qkv=self.tensor(at + "q", at + "k", at + "v"),
+            qkv_bias=self.tensor(at + "q_bias", at + "k_bias", at + "v_bias") if spec.qkv_bias else None,
+            q_norm=self.norm(at + "q_norm") if spec.qk_norm else None,
+            k_norm=self.norm(at + "k_norm") if spec.qk_norm else None,
+            o=self.tensor(at + "o"),
+            post_attn_norm=self.norm(at + "post_attn_norm") if spec.post_norms else None,
+            mlp_norm=self.norm(at + "mlp_norm"),
+            gate_up=self.tensor(at + "gate", at + "up"),
+            down=self.tensor(at + "down"),
+            post_mlp_norm=self.norm(at + "post_mlp_norm") if spec.post_norms else None,
         )
 
 
 class Decoder:
     """A decoder-only transformer on torch tensors. Keeps no state between steps: that is in the KvPool.
 
-    Raises ValueError for a device or dtype that is not to be had, ModelFileError for weights that do not fit `spec`.
+    The weights must be those of `spec` (weights.check_shapes). Raises ValueError for a device or dtype that is not to be had.
     """
 
     def __init__(self, spec: DecoderSpec, weights: Weights, device: str = "cpu", dtype: str = "float32") -> None:
@@ -104,9 +89,9 @@ class Decoder:
         self.kernels = choose(device, dtype)
         self._ops = self.kernels.ops
         load = _Loader(spec, weights, self.kernels)
-        self._embed = load.matrix("embed", spec.vocab, spec.hidden)
-        self._head = self._embed if spec.tied else load.matrix("head", spec.vocab, spec.hidden)
-        self._norm = load.norm("norm", spec.hidden)
+        self._embed = load.tensor("embed")
+        self._head = self._embed if spec.tied else load.tensor("head")
+        self._norm = load.norm("norm")
         self._layers = [load.layer(i) for i in range(spec.n_layers)]
         self._scale = spec.attn_scale or spec.head_dim**-0.5
         self._activation = {"silu": self._ops.silu_mul, "gelu_tanh": self._ops.gelu_tanh_mul}[spec.activation]
@@ -125,9 +110,7 @@ class Decoder:
         logits = ops.linear(h.index_select(0, self._put(batch.logit_rows)), self._head).float()
         return ops.softcap(logits, self.spec.final_softcap)
 
-    def _attention(
-        self, h: torch.Tensor, layer: Layer, of: LayerSpec, pool: torch.Tensor, tables: StepTables
-    ) -> torch.Tensor:
+    def _attention(self, h: torch.Tensor, layer: Layer, of: LayerSpec, pool: torch.Tensor, tables: StepTables) -> torch.Tensor:
         """[T, hidden] to [T, hidden]; this step's keys and values are written before anybody reads."""
         ops, spec = self._ops, self.spec
         heads = ops.linear(h, layer.qkv, layer.qkv_bias).view(len(h), -1, spec.head_dim)

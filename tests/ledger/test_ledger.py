@@ -140,6 +140,7 @@ def test_requests_that_a_killed_server_left_running_are_marked(tmp_path: Path):
     first.add(replace(ASKED, id="r2", status="done", finished_ts=5.0))
     first.close()
     second = Ledger.open(url_of(path))
+    assert (second.reconcile(), second.reconcile()) == (1, 0)
     statuses = [(second.request(r) or {})["status"] for r in ("r1", "r2")]
     second.close()
     assert statuses == ["interrupted", "done"]

@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baseload.runtime import sources
+from baseload.runtime import pypi, sources, transfer
 from baseload.runtime import store as store_module
 from baseload.runtime.catalogue import DEFAULT_MODEL, CatalogueEntry, catalogue
-from baseload.runtime.sources import Hub, Local, PyPI, StoreError, parse
-from baseload.runtime.store import Store, default_root
+from baseload.runtime.sources import Hub, Local, PyPI, parse
+from baseload.runtime.store import Store, StoreError, default_root
 from baseload.wire.errors import EgressDenied
 
 BODY = os.urandom(300_000)
@@ -95,10 +95,10 @@ def test_an_interrupted_copy_goes_on_or_starts_again(store: Store, gguf: Path, l
 
 def test_a_copy_goes_on_where_it_broke_off(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     big = tmp_path / "big.gguf"
-    big.write_bytes(os.urandom(5 * sources.BLOCK))
+    big.write_bytes(os.urandom(5 * transfer.BLOCK))
 
     def unplug(done: int, total: int | None) -> None:
-        if done == 3 * sources.BLOCK:
+        if done == 3 * transfer.BLOCK:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -106,7 +106,7 @@ def test_a_copy_goes_on_where_it_broke_off(store: Store, tmp_path: Path, monkeyp
     assert store.list() == []
     first: list[int] = []
     store.pull(f"file:{big}", progress=lambda done, total: first.append(done))
-    assert first[0] == 4 * sources.BLOCK
+    assert first[0] == 4 * transfer.BLOCK
     assert store.resolve("big").read_bytes() == big.read_bytes()
 
 
@@ -136,7 +136,7 @@ def test_a_crash_at_any_step_leaves_no_half_model(
 
 
 def test_a_full_disk_is_said_before_it_is_filled(store: Store, gguf: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sources.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    monkeypatch.setattr(transfer.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     with pytest.raises(StoreError, match="too full"):
         store.pull(f"file:{gguf}")
 
@@ -145,7 +145,7 @@ def test_a_disk_that_fills_up_is_one_line(store: Store, gguf: Path, monkeypatch:
     def full(*args: Any) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(sources, "_pour", full)
+    monkeypatch.setattr(transfer, "pour", full)
     with pytest.raises(StoreError, match="No space left on device"):
         store.pull(f"file:{gguf}")
 
@@ -340,7 +340,7 @@ def test_without_leave_pip_is_not_started(store: Store, monkeypatch: pytest.Monk
     def no(host: str, port: int, purpose: str) -> None:
         raise EgressDenied(f"The air gap is closed: {host} may not be dialled.")
 
-    monkeypatch.setattr(sources, "_watched", None)  # what surrounds pip
+    monkeypatch.setattr(pypi, "watched", None)  # what surrounds pip
     with pytest.raises(EgressDenied, match="air gap"):
         store.pull("pypi:tinymodel==1.0", leave=no)
     with pytest.raises(EgressDenied, match="air gap"):
@@ -381,7 +381,7 @@ def test_the_index_that_pip_is_configured_for_is_asked_leave_for(monkeypatch: py
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_INDEX_URL", "http://mirror.example:8080/simple")
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://a.example/simple file:///opt/x")
-    assert set(sources._index_hosts()) == {("mirror.example", 8080), ("a.example", 443)}
+    assert set(pypi.index_hosts()) == {("mirror.example", 8080), ("a.example", 443)}
 
 
 # ------------------------------------------------------------------------------------------------- Hugging Face, by a stand-in
@@ -390,42 +390,48 @@ def test_the_index_that_pip_is_configured_for_is_asked_leave_for(monkeypatch: py
 class HubServer(BaseHTTPRequestHandler):
     """As much of the hub as a download needs."""
 
+    protocol_version = "HTTP/1.1"
     files: ClassVar[dict[str, bytes]] = {}
-    cut_after: ClassVar[int | None] = None  # the connection breaks after so many bytes
-    ranges: ClassVar[list[str]] = []
-    commit = "c" * 40
+    cut_after: ClassVar[int | None] = None  # each connection breaks after so many bytes of a file
+    lies: ClassVar[bool] = False  # what is sent is not what was described
+    ranges_taken: ClassVar[bool] = True
+    away: ClassVar[str] = ""  # files are at that address
+    sent: ClassVar[list[tuple[str | None, str | None]]] = []  # Range and Authorization of each request for a file
 
     def do_GET(self) -> None:
-        if self.path.startswith("/api/models/owner/repo"):
-            siblings = [{"rfilename": name, "size": len(body)} for name, body in self.files.items()]
-            self._send(json.dumps({"id": "owner/repo", "sha": self.commit, "siblings": siblings}).encode())
-        elif (name := self.path.rpartition("/")[2]) in self.files:
-            self._send_file(name)
+        name = self.path.rpartition("/")[2]
+        if self.path.startswith("/api/models/owner/repo/"):
+            siblings = [self._described(*item) for item in self.files.items()]
+            self._send(json.dumps({"id": "owner/repo", "sha": "c" * 40, "siblings": siblings}).encode())
+        elif self.path.startswith("/owner/repo/resolve/") and self.away:
+            self.sent.append((self.headers["range"], self.headers["authorization"]))
+            self._send(b"", 302, location=f"{self.away}/elsewhere/{name}")
+        elif name in self.files:
+            self._send_file(self.files[name])
         else:
-            self.send_response(404)
-            self.send_header("X-Error-Code", "RepoNotFound")
-            self.send_header("content-length", "0")
-            self.end_headers()
+            self._send(b"", 404, x_error_code="RepoNotFound")
 
-    do_HEAD = do_GET
+    def _described(self, name: str, body: bytes) -> dict[str, Any]:
+        lfs = {"sha256": hashlib.sha256(body).hexdigest(), "size": len(body), "pointerSize": 9}
+        return {"rfilename": name, "size": len(body), "blobId": "b" * 40, **({"lfs": lfs} if len(body) > 1000 else {})}
 
     def _send(self, body: bytes, status: int = 200, **headers: str) -> None:
         self.send_response(status)
         for key, value in {"content-length": str(len(body)), **headers}.items():
             self.send_header(key.replace("_", "-"), value)
         self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body[: self.cut_after])
-            self.close_connection = self.cut_after is not None
+        self.wfile.write(body)
 
-    def _send_file(self, name: str) -> None:
-        body, begin = self.files[name], 0
-        if given := self.headers.get("range"):
-            self.ranges.append(given)
-            begin = int(given.removeprefix("bytes=").split("-")[0])
-        more = {"content_range": f"bytes {begin}-{len(body) - 1}/{len(body)}"} if begin else {}
-        etag = hashlib.sha256(body).hexdigest()
-        self._send(body[begin:], 206 if begin else 200, ETag=f'"{etag}"', X_Repo_Commit=self.commit, **more)
+    def _send_file(self, body: bytes) -> None:
+        self.sent.append((self.headers["range"], self.headers["authorization"]))
+        begin = int(self.headers["range"].removeprefix("bytes=").split("-")[0]) if self.ranges_taken else 0
+        self.send_response(206 if self.ranges_taken else 200)
+        self.send_header("content-length", str(len(body) - begin))
+        self.send_header("content-range", f"bytes {begin}-{len(body) - 1}/{len(body)}")
+        self.end_headers()
+        end = len(body) if self.cut_after is None else min(len(body), begin + self.cut_after)
+        self.wfile.write(b"x" * (end - begin) if self.lies else body[begin:end])
+        self.close_connection = end < len(body)
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -433,7 +439,8 @@ class HubServer(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[HubServer]]:
-    HubServer.files, HubServer.cut_after, HubServer.ranges = {"q4.gguf": BODY}, None, []
+    HubServer.files, HubServer.cut_after, HubServer.lies, HubServer.ranges_taken = {"q4.gguf": BODY}, None, False, True
+    HubServer.away, HubServer.sent = "", []
     server = ThreadingHTTPServer(("127.0.0.1", 0), HubServer)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
@@ -468,22 +475,69 @@ def test_a_safetensors_repository(store: Store, hub: type[HubServer]):
     assert store.verify("repo") == model
 
 
-def test_a_broken_download_from_the_hub_goes_on(store: Store, hub: type[HubServer], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("time.sleep", lambda s: None)  # the client's pauses between its own retries
-    hub.files, hub.cut_after = {"q4.gguf": os.urandom(3_000_000)}, 400_000
-    with pytest.raises(StoreError):
-        store.pull("hf:owner/repo/q4.gguf")
+def test_a_connection_that_breaks_again_and_again_still_brings_the_file(store: Store, hub: type[HubServer]):
+    hub.cut_after = 70_000
+    seen: list[int] = []
+    assert store.pull("hf:owner/repo/q4.gguf", progress=lambda done, total: seen.append(done)).sha256 == SHA
+    assert [int((range or "")[6:-1]) for range, _ in hub.sent] == [0, 70_000, 140_000, 210_000, 280_000]
+    assert seen == sorted(seen) and seen[-1] == len(BODY)
+
+
+@pytest.mark.parametrize("ranges_taken", [True, False])
+def test_a_later_pull_goes_on_where_the_first_broke_off(store: Store, hub: type[HubServer], ranges_taken: bool):
+    hub.files, hub.cut_after = {"q4.gguf": os.urandom(3_000_000)}, 2_000_000
+
+    def unplug(done: int, total: int | None) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.pull("hf:owner/repo/q4.gguf", progress=unplug)
     assert store.list() == []
-    hub.cut_after = None
-    hub.ranges.clear()
+    hub.cut_after, hub.ranges_taken = None, ranges_taken
     assert store.pull("hf:owner/repo/q4.gguf").path.read_bytes() == hub.files["q4.gguf"]
-    assert hub.ranges and not hub.ranges[-1].startswith("bytes=0-")
+    assert hub.sent[-1][0] not in (None, "bytes=0-")
+    assert rest(store, "q4") == ["manifest.json", "model.gguf"]
+
+
+def test_a_file_that_is_not_as_described_is_removed(store: Store, hub: type[HubServer]):
+    hub.lies = True
+    with pytest.raises(StoreError, match="did not arrive as the hub describes it"):
+        store.pull("hf:owner/repo/q4.gguf")
+    hub.lies = False
+    assert store.pull("hf:owner/repo/q4.gguf").sha256 == SHA
+
+
+def test_a_redirect_is_asked_leave_for_and_gets_no_token(store: Store, hub: type[HubServer], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    here = os.environ["HF_ENDPOINT"]
+    hub.away = here.replace("127.0.0.1", "localhost")
+    asked: list[str] = []
+    assert store.pull("hf:owner/repo/q4.gguf", leave=lambda host, port, why: asked.append(host)).sha256 == SHA
+    assert asked == ["127.0.0.1", "localhost"]
+    assert [token for _, token in hub.sent] == ["Bearer hf_secret", None]
+
+
+def test_a_redirect_without_leave_is_not_followed(store: Store, hub: type[HubServer]):
+    hub.away = "http://elsewhere.example"
+
+    def only_here(host: str, port: int, purpose: str) -> None:
+        if host != "127.0.0.1":
+            raise EgressDenied(f"{host} is not on the list.")
+
+    with pytest.raises(EgressDenied, match=r"elsewhere\.example"):
+        store.pull("hf:owner/repo/q4.gguf", leave=only_here)
+
+
+def test_redirects_without_end(store: Store, hub: type[HubServer]):
+    hub.files, hub.away = {"q4.gguf": BODY}, os.environ["HF_ENDPOINT"] + "/owner/repo/resolve"
+    with pytest.raises(StoreError, match="without end"):
+        store.pull("hf:owner/repo/q4.gguf")
 
 
 def test_what_the_hub_does_not_have(store: Store, hub: type[HubServer]):
-    with pytest.raises(StoreError, match="no such repository or file"):
+    with pytest.raises(StoreError, match=r"has no file none\.gguf"):
         store.pull("hf:owner/repo/none.gguf")
-    with pytest.raises(StoreError, match="no such repository or file"):
+    with pytest.raises(StoreError, match="no such repository or revision"):
         store.pull("hf:nobody/nothing")
 
 

@@ -16,7 +16,7 @@ from baseload.kernels.spec import DecoderSpec, LayerSpec
 from baseload.runtime.engine.model_runner import ModelRunner, TorchRunner, page_bytes
 from baseload.runtime.models.model_file import LoadedModel, load_model
 
-SPEC = DecoderSpec(2, 24, 4, 2, 6, 32, 50, 128, 1e-5, (LayerSpec(), LayerSpec(window=5)))
+SPEC = DecoderSpec(2, 24, 4, 2, 6, 32, 50, 128, 1e-5, (LayerSpec(), LayerSpec(window=5)), tied=False)
 
 
 class RandomWeights:
@@ -25,12 +25,17 @@ class RandomWeights:
     def __init__(self, broken: int | None = None) -> None:
         self._broken = broken
 
-    def names(self) -> list[str]:
-        return ["embed", "norm"]
-
     def tensor(self, name: str) -> NDArray[np.float32]:
         kind = name.split(".")[-1]
-        shapes = {"embed": (50, 24), "q": (24, 24), "k": (12, 24), "v": (12, 24), "o": (24, 24), "down": (24, 32)}
+        shapes = {
+            "embed": (50, 24),
+            "head": (50, 24),
+            "q": (24, 24),
+            "k": (12, 24),
+            "v": (12, 24),
+            "o": (24, 24),
+            "down": (24, 32),
+        }
         shape = (24,) if "norm" in kind else shapes.get(kind, (32, 24))
         seed = [ord(letter) for letter in name]
         weight = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32) * np.float32(0.4)
@@ -74,9 +79,8 @@ def test_broken_numbers_come_back_in_their_own_row_only(pages, row):
     bad, good = row([1, 13, 2]), row([1, 2, 3, 4, 5])
     logits = runner.run(pages(20, 4).step([(bad, 3), (good, 5)]))
     assert np.isnan(logits[0]).all() and np.isfinite(logits[1]).all()
-    reuse = [row([4, 5]), row([6, 7, 8]), row([9])]
-    prefill = [(r, len(r.tokens)) for r in reuse]
-    again, expected = runner.run(pages(20, 4).step(prefill)), healthy.run(pages(20, 4).step(prefill[:0] or [(row(r.tokens), n) for r, n in prefill]))
+    prompts = [[4, 5], [6, 7, 8], [9]]
+    again, expected = (r.run(pages(20, 4).step([(row(p), len(p)) for p in prompts])) for r in (runner, healthy))
     np.testing.assert_allclose(again, expected, atol=1e-5)
 
 
@@ -122,7 +126,7 @@ PROMPTS = (
     "La capitale de l'Espagne est",
     "To be, or not to be,",
     "The difference between TCP and UDP is",
-    'SELECT name, COUNT(*) FROM orders WHERE',
+    "SELECT name, COUNT(*) FROM orders WHERE",
     "Water boils at",
     "The quick brown fox",
     "A list of prime numbers: 2, 3, 5, 7,",

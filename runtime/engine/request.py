@@ -1,0 +1,74 @@
+"""One sequence on its way through the engine: what was asked, and how far it has come."""
+
+from dataclasses import dataclass, field
+
+from ...wire.chat import Failure, FinishReason, SamplingParams, TokenLogprob
+from .detokenize import Detokenizer
+from .prefix_tree import Node
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """What is asked of the engine. `choice` tells apart the n answers to one prompt, which share a seed but not their luck;
+    `cache_salt` keeps prefixes of different owners apart."""
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    sampling: SamplingParams
+    choice: int = 0
+    cache_salt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenOutput:
+    """What one step brought one sequence. Exactly one output of a sequence has `finish` or `failure`, and it is the last."""
+
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish: FinishReason | None = None
+    matched_stop: str | int | None = None
+    failure: Failure | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the sequence has ended."""
+        return self.finish is not None or self.failure is not None
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """A request with its state. The engine's thread alone touches it.
+
+    `computed` counts the tokens whose keys and values lie in `pages`; the scheduler moves it, nobody else. The first
+    `len(nodes)` pages belong to the prefix tree and may be shared; the rest are this sequence's own.
+    """
+
+    request: GenerationRequest
+    seed: int
+    max_total: int  # prompt and answer together end here
+    detokenizer: Detokenizer
+    tokens: list[int]
+    computed: int = 0
+    pages: list[int] = field(default_factory=list)
+    nodes: list[Node] = field(default_factory=list)
+    cached_tokens: int = 0  # of the prompt, found in the tree when it was first scheduled
+    was_scheduled: bool = False
+    aborted: bool = False
+
+    @property
+    def n_prompt(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.request.prompt_ids)
+
+    @property
+    def n_output(self) -> int:
+        """Tokens generated so far."""
+        return len(self.tokens) - self.n_prompt
+
+    @property
+    def missing(self) -> int:
+        """Tokens to compute until the next one can be sampled; at least 1."""
+        return len(self.tokens) - self.computed
