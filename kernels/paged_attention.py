@@ -28,7 +28,8 @@ class KvPool:
 
     def __init__(self, spec: DecoderSpec, n_pages: int, page_size: int, device: torch.device, dtype: torch.dtype) -> None:
         shape = (spec.n_layers, n_pages * page_size + 1, 2, spec.n_kv_heads, spec.head_dim)
-        self._all = torch.zeros(shape, device=device, dtype=dtype)
+        self._all = torch.empty(shape, device=device, dtype=dtype)  # memory that is never used is never touched
+        self._all[:, -1] = 0
         self.layers: tuple[torch.Tensor, ...] = self._all.unbind(0)
         self.page_size = page_size
 

@@ -95,7 +95,7 @@ class BoundedProtocol(HttpToolsProtocol):
         except httptools.HttpParserError as error:
             # What a callback raises arrives as the parser error's context.
             cause = error.__context__
-            self._refuse(cause if isinstance(cause, BaseloadError) else BadRequest("This is not a valid HTTP/1.1 request."))
+            self._refuse(cause if isinstance(cause, BaseloadError) else BadRequest("This is not a valid HTTP request."))
 
     # ------------------------------------------------------------------------------------------- parser callbacks
 

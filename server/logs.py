@@ -6,6 +6,7 @@ nobody's input can forge a line or drive a terminal.
 
 from __future__ import annotations
 
+import json
 import logging
 import secrets
 import sys
@@ -13,7 +14,6 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .metrics import Metrics
@@ -51,12 +51,9 @@ def setup(settings: LogSettings, stream: TextIO | None = None) -> None:
     handler.setFormatter(JsonLines() if as_json else PlainLines())
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(settings.level.upper())
-    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
-        logging.getLogger(name).handlers.clear()
-        logging.getLogger(name).propagate = name != "uvicorn.access"  # the request line takes its place
-    for name in ("uvicorn.error", "asyncio"):
-        logging.getLogger(name).setLevel("WARNING")
+    level = settings.level.upper()
+    root.setLevel(level if level == "ERROR" else "WARNING")  # the libraries' own chatter stays out
+    logging.getLogger("baseload").setLevel(level)
 
 
 def escaped(text: str) -> str:
@@ -72,7 +69,8 @@ class JsonLines(logging.Formatter):
         line |= {"message": record.getMessage(), **_extras(record)}
         if record.exc_info:
             line["trace"] = self.formatException(record.exc_info)
-        return orjson.dumps(line, default=str).decode("utf-8", "backslashreplace")
+        # ASCII throughout: other control characters, line separators and halves of surrogates are escapes then, too.
+        return json.dumps(line, default=str).replace("\x7f", "\\u007f")
 
 
 class PlainLines(logging.Formatter):

@@ -1,0 +1,476 @@
+"""OpenAI's chat completions, both directions, pure: https://platform.openai.com/docs/api-reference/chat.
+
+We serve it: `parse_request`, `render_response`, `StreamRenderer`. We call it: `render_request`, `parse_response`,
+`StreamParser`. Fields that vLLM adds are read too.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from . import fields
+from .chat import (
+    Block,
+    ChatRequest,
+    Event,
+    Failure,
+    Finish,
+    Image,
+    Message,
+    Reasoning,
+    ReasoningDelta,
+    Text,
+    TextDelta,
+    TokenLogprob,
+    ToolCall,
+    ToolCallDelta,
+    ToolResult,
+    Usage,
+)
+from .errors import BaseloadError
+from .fields import bad, integer, items, read
+
+PROTOCOL = "openai_chat"
+DONE = "[DONE]"
+ROLES = ("system", "developer", "user", "assistant", "tool")
+MAX_MESSAGES = 10_000
+FINISH_REASONS = ("stop", "length", "tool_calls", "content_filter")
+
+# --------------------------------------------------------------------------------------------- a client's request, read
+
+
+def parse_request(body: Mapping[str, Any]) -> ChatRequest:
+    """The request in a JSON object. Raises BadRequest, naming the field and the reason."""
+    specs = fields.tools(body)
+    include_usage, continuous = fields.stream_options(body)
+    messages = items(body, "messages", MAX_MESSAGES)
+    if not messages:
+        raise bad("messages", "must be a list with at least one message")
+    return ChatRequest(
+        model=model_name(body),
+        messages=tuple(_message(m, f"messages[{i}]") for i, m in enumerate(messages)),
+        sampling=fields.sampling(body, _max_tokens(body), _logprobs(body)),
+        tools=specs,
+        tool_choice=fields.tool_choice(body, specs),
+        parallel_tool_calls=read(body, "parallel_tool_calls", bool, True),
+        response_format=fields.response_format(body),
+        stream=read(body, "stream", bool, False),
+        include_usage=include_usage,
+        continuous_usage=continuous,
+        user=read(body, "user", str),
+        extras=fields.extras(body),
+        protocol=PROTOCOL,
+        body=body,
+    )
+
+
+def model_name(body: Mapping[str, Any]) -> str:
+    """`model`, which must be there."""
+    name = read(body, "model", str)
+    if not name or len(name) > 256:
+        raise bad("model", "must be a string of 1 to 256 characters")
+    return name
+
+
+def _max_tokens(body: Mapping[str, Any]) -> int | None:
+    old = integer(body, "max_tokens", None, 1, 1 << 31)
+    return integer(body, "max_completion_tokens", old, 1, 1 << 31)
+
+
+def _logprobs(body: Mapping[str, Any]) -> int | None:
+    wanted, top = read(body, "logprobs", bool, False), integer(body, "top_logprobs", None, 0, 20)
+    if top and not wanted:
+        raise bad("top_logprobs", "needs logprobs to be true")
+    return (top or 0) if wanted else None
+
+
+def _message(message: Any, at: str) -> Message:
+    if not isinstance(message, dict):
+        raise bad(at, "must be an object")
+    role = message.get("role")
+    if role not in ROLES:
+        raise bad(f"{at}.role", f"must be one of {', '.join(ROLES)}")
+    name = read(message, "name", str, at=f"{at}.")
+    content = message.get("content")
+    if role == "tool":
+        call_id = read(message, "tool_call_id", str, at=f"{at}.")
+        if not call_id:
+            raise bad(f"{at}.tool_call_id", "is missing")
+        result = tuple(b for b in _content(content, f"{at}.content") if isinstance(b, Text | Image))
+        return Message("tool", (ToolResult(call_id, result),), name)
+    if role != "assistant":
+        return Message(role, _content(content, f"{at}.content"), name)
+    calls = tuple(_tool_call(c, f"{at}.tool_calls[{i}]") for i, c in enumerate(items(message, "tool_calls", 512)))
+    said = () if content is None and (calls or message.get("refusal")) else _content(content, f"{at}.content")
+    thought = read(message, "reasoning_content", str, at=f"{at}.") or read(message, "reasoning", str, at=f"{at}.")
+    refusal = read(message, "refusal", str, at=f"{at}.")
+    return Message("assistant", (*((Reasoning(thought),) if thought else ()), *said, *_texts(refusal), *calls), name)
+
+
+def _texts(text: str | None) -> tuple[Text, ...]:
+    return (Text(text),) if text else ()
+
+
+def _content(content: Any, at: str) -> tuple[Block, ...]:
+    if isinstance(content, str):
+        return (Text(content),)
+    if not isinstance(content, list) or not content:
+        raise bad(at, "must be a string or a list of parts")
+    return tuple(_part(part, f"{at}[{i}]") for i, part in enumerate(content))
+
+
+def _part(part: Any, at: str) -> Block:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind in ("text", "refusal"):
+        text = read(part, kind, str, at=f"{at}.")
+        if text is None:
+            raise bad(f"{at}.{kind}", "is missing")
+        return Text(text)
+    if kind == "image_url":
+        url = part.get("image_url")
+        return fields.image(url.get("url") if isinstance(url, dict) else url, f"{at}.image_url")
+    raise bad(at, "must be an object of type text, refusal or image_url")
+
+
+def _tool_call(call: Any, at: str) -> ToolCall:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or call.get("type", "function") != "function":
+        raise bad(at, "must be an object of type function")
+    found = (call.get("id"), function.get("name"), function.get("arguments", "{}"))
+    if not all(isinstance(x, str) for x in found) or not found[0] or not found[1]:
+        raise bad(at, "must have an id, a function name and arguments, all strings")
+    return ToolCall(*found)  # pyright: ignore[reportArgumentType]
+
+
+# --------------------------------------------------------------------------------------------- our answer, written
+
+
+def render_usage(usage: Usage) -> dict[str, Any]:
+    """OpenAI's usage object."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+    }
+
+
+def _logprob(entry: TokenLogprob) -> dict[str, Any]:
+    return {"token": entry.token, "logprob": max(entry.logprob, -9999.0), "bytes": list(entry.bytes)}
+
+
+def render_logprobs(entries: Sequence[TokenLogprob]) -> dict[str, Any]:
+    """OpenAI's logprobs object of a choice."""
+    return {"content": [{**_logprob(e), "top_logprobs": [_logprob(t) for t in e.top]} for e in entries], "refusal": None}
+
+
+def render_response(request: ChatRequest, events: Sequence[Event], id: str, created: int, model: str) -> dict[str, Any]:
+    """The whole answer as one object. `events` must hold no Failure."""
+    choices = [_choice(request, [e for e in events if getattr(e, "index", None) == i], i) for i in range(request.sampling.n)]
+    usage = next((e for e in reversed(events) if isinstance(e, Usage)), Usage(0, 0))
+    head = {"id": id, "object": "chat.completion", "created": created, "model": model}
+    return {**head, "choices": choices, "usage": render_usage(usage)}
+
+
+def _choice(request: ChatRequest, events: Sequence[Event], index: int) -> dict[str, Any]:
+    text = "".join(e.text for e in events if isinstance(e, TextDelta))
+    thought = "".join(e.text for e in events if isinstance(e, ReasoningDelta))
+    calls = join_tool_calls([e for e in events if isinstance(e, ToolCallDelta)])
+    finish = next((e.reason for e in events if isinstance(e, Finish)), "stop")
+    message: dict[str, Any] = {"role": "assistant", "content": text or (None if calls else ""), "refusal": None}
+    if thought:
+        message["reasoning_content"] = thought
+    if calls:
+        message["tool_calls"] = [_call_object(call) for call in calls]
+    entries = [lp for e in events if isinstance(e, TextDelta) for lp in e.logprobs]
+    logprobs = render_logprobs(entries) if request.sampling.logprobs is not None else None
+    return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish}
+
+
+def join_tool_calls(deltas: Sequence[ToolCallDelta]) -> list[ToolCall]:
+    """The calls that a stream of deltas spells, in their order."""
+    ids = sorted({d.call for d in deltas})
+    parts = [[d for d in deltas if d.call == i] for i in ids]
+    return [
+        ToolCall(
+            next((d.id for d in own if d.id), f"call_{i}"),
+            next((d.name for d in own if d.name), ""),
+            "".join(d.arguments for d in own),
+        )
+        for i, own in zip(ids, parts, strict=True)
+    ]
+
+
+def _call_object(call: ToolCall) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+class StreamRenderer:
+    """Events to chunks; pure but for the stream's own state. After the last event comes "[DONE]"."""
+
+    def __init__(self, request: ChatRequest, id: str, created: int, model: str) -> None:
+        self._request = request
+        self._head = {"id": id, "object": "chat.completion.chunk", "created": created, "model": model}
+        self._begun: set[int] = set()
+        self._open = request.sampling.n
+        self._usage = Usage(0, 0)
+        self._tokens = 0
+
+    def events(self, event: Event) -> list[dict[str, Any] | str]:
+        """The chunks that `event` brings."""
+        match event:
+            case Usage():
+                self._usage = event
+                return []
+            case Failure():
+                return [render_failure(event), DONE]
+            case Finish():
+                return [*self._begin(event.index), self._chunk(event.index, {}, event.reason), *self._end()]
+            case TextDelta() | ReasoningDelta() | ToolCallDelta():
+                self._tokens += event.tokens
+                return [*self._begin(event.index), self._chunk(event.index, _delta(event), None, _entries(event))]
+            case _:
+                return []
+
+    def _begin(self, index: int) -> list[dict[str, Any]]:
+        if index in self._begun:
+            return []
+        self._begun.add(index)
+        return [self._chunk(index, {"role": "assistant", "content": ""}, None)]
+
+    def _end(self) -> list[dict[str, Any] | str]:
+        self._open -= 1
+        if self._open:
+            return []
+        last: list[dict[str, Any] | str] = []
+        if self._request.include_usage:
+            last = [{**self._head, "choices": [], "usage": render_usage(self._usage)}]
+        return [*last, DONE]
+
+    def _chunk(
+        self, index: int, delta: dict[str, Any], finish: str | None, entries: Sequence[TokenLogprob] = ()
+    ) -> dict[str, Any]:
+        logprobs = render_logprobs(entries) if entries else None
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        chunk = {**self._head, "choices": [choice]}
+        if self._request.continuous_usage:
+            now = Usage(self._usage.prompt_tokens, self._tokens, self._usage.cached_tokens)
+            chunk["usage"] = render_usage(now)
+        elif self._request.include_usage:
+            chunk["usage"] = None
+        return chunk
+
+
+def _entries(event: Event) -> tuple[TokenLogprob, ...]:
+    return event.logprobs if isinstance(event, TextDelta) else ()
+
+
+def _delta(event: TextDelta | ReasoningDelta | ToolCallDelta) -> dict[str, Any]:
+    if isinstance(event, TextDelta):
+        return {"content": event.text}
+    if isinstance(event, ReasoningDelta):
+        return {"reasoning_content": event.text}
+    named = {"id": event.id, "type": "function"} if event.id else {}
+    function = {**({"name": event.name} if event.name else {}), "arguments": event.arguments}
+    return {"tool_calls": [{"index": event.call, **named, "function": function}]}
+
+
+def render_error(error: BaseloadError) -> dict[str, Any]:
+    """An error in OpenAI's shape."""
+    return {"error": {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}}
+
+
+def render_failure(failure: Failure) -> dict[str, Any]:
+    """A stream's bad end in the same shape."""
+    return {"error": {"message": failure.message, "type": failure.kind, "param": None, "code": failure.code}}
+
+
+# --------------------------------------------------------------------------------------------- our request, written
+
+
+def render_request(request: ChatRequest, model: str, drop: Sequence[str] = ()) -> dict[str, Any]:
+    """The request as a body for a server of this protocol, streaming with usage.
+
+    A request that came in by this protocol keeps every field it came with but Baseload's own and those of `drop`; any other
+    carries its neutral meaning. `request.messages` are always written anew: an escalation adds to them.
+    """
+    body = dict(request.body) if request.protocol == PROTOCOL else _meaning(request)
+    for name in ("baseload", *drop):
+        body.pop(name, None)
+    body |= {"model": model, "messages": [_message_object(m) for m in request.messages]}
+    return body | {"stream": True, "stream_options": {"include_usage": True}}
+
+
+def _meaning(request: ChatRequest) -> dict[str, Any]:
+    p, format_ = request.sampling, request.response_format
+    body: dict[str, Any] = {"temperature": p.temperature, "top_p": p.top_p, "n": p.n}
+    optional = {
+        "max_tokens": p.max_tokens,
+        "seed": p.seed,
+        "stop": list(p.stop),
+        "presence_penalty": p.presence_penalty,
+        "frequency_penalty": p.frequency_penalty,
+        "logit_bias": {str(k): v for k, v in p.logit_bias},
+        "user": request.user,
+        "tools": [_tool_object(t) for t in request.tools],
+    }
+    body |= {name: value for name, value in optional.items() if value not in (None, [], {}, 0.0)}
+    if p.logprobs is not None:
+        body |= {"logprobs": True, "top_logprobs": p.logprobs}
+    if request.tools:
+        named = isinstance(request.tool_choice, Mapping)
+        choice = {"type": "function", "function": dict(request.tool_choice)} if named else request.tool_choice  # pyright: ignore
+        body |= {"tool_choice": choice, "parallel_tool_calls": request.parallel_tool_calls}
+    if format_.kind == "json_schema":
+        inner = {"name": format_.name, "schema": format_.schema, "strict": format_.strict}
+        body["response_format"] = {"type": "json_schema", "json_schema": inner}
+    elif format_.kind == "json_object":
+        body["response_format"] = {"type": "json_object"}
+    return body
+
+
+def _tool_object(tool: Any) -> dict[str, Any]:
+    function = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
+    return {"type": "function", "function": {**function, **({"strict": True} if tool.strict else {})}}
+
+
+def _message_object(message: Message) -> dict[str, Any]:
+    out: dict[str, Any] = {"role": message.role, **({"name": message.name} if message.name else {})}
+    results = [b for b in message.content if isinstance(b, ToolResult)]
+    if results:
+        return {**out, "tool_call_id": results[0].call_id, "content": _content_object(results[0].content)}
+    calls = [_call_object(b) for b in message.content if isinstance(b, ToolCall)]
+    said = [b for b in message.content if isinstance(b, Text | Image)]
+    out["content"] = _content_object(said) if said or not calls else None
+    thought = "".join(b.text for b in message.content if isinstance(b, Reasoning))
+    return out | ({"tool_calls": calls} if calls else {}) | ({"reasoning_content": thought} if thought else {})
+
+
+def _content_object(blocks: Sequence[Text | Image]) -> str | list[dict[str, Any]]:
+    if len(blocks) < 2 and all(isinstance(b, Text) for b in blocks):
+        return "".join(b.text for b in blocks if isinstance(b, Text))
+    return [_part_object(b) for b in blocks]
+
+
+def _part_object(block: Text | Image) -> dict[str, Any]:
+    if isinstance(block, Text):
+        return {"type": "text", "text": block.text}
+    from base64 import b64encode
+
+    url = f"data:{block.media_type};base64,{b64encode(block.data).decode()}"
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+# --------------------------------------------------------------------------------------------- a server's answer, read
+
+
+class StreamParser:
+    """Chunks to events. `feed` takes the text of one `data:` line; `close` says what its silence means.
+
+    Finishes are held back until the usage has come, since an event stream ends with its last Finish.
+    """
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+        self._finishes: dict[int, Finish] = {}
+        self._usage: Usage | None = None
+        self.ended = False
+
+    def feed(self, data: str) -> list[Event]:
+        """The events of one chunk. Nothing comes after the end."""
+        if self.ended:
+            return []
+        if data.strip() == DONE:
+            return self.close()
+        try:
+            return self._chunk(json.loads(data))
+        except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+            return self._fail("The supplier sent a chunk that cannot be read.")
+
+    def close(self) -> list[Event]:
+        """The stream is over: its finishes, or a Failure if one of them never came."""
+        if self.ended:
+            return []
+        if len(self._finishes) < self._n:
+            return self._fail("The supplier's answer broke off before its end.")
+        self.ended = True
+        usage = [self._usage] if self._usage else []
+        return [*usage, *(self._finishes[i] for i in sorted(self._finishes))]
+
+    def _chunk(self, chunk: Mapping[str, Any]) -> list[Event]:
+        if error := chunk.get("error"):
+            return self._fail(_error_text(error))
+        if usage := chunk.get("usage"):
+            self._usage = parse_usage(usage)
+        return [event for choice in chunk.get("choices") or [] for event in self._choice(choice)]
+
+    def _choice(self, choice: Mapping[str, Any]) -> list[Event]:
+        index = choice.get("index", 0)
+        if not isinstance(index, int) or not 0 <= index < self._n:
+            raise ValueError("choice index")
+        if index in self._finishes:
+            return []  # a second finish, or words after the first
+        events = list(_parse_delta(choice.get("delta") or {}, index, choice.get("logprobs")))
+        if reason := choice.get("finish_reason"):
+            self._finishes[index] = Finish(reason if reason in FINISH_REASONS else "stop", index)
+        return events
+
+    def _fail(self, message: str) -> list[Event]:
+        self.ended = True
+        return [Failure(message, 502, "server_error", "upstream_error", retryable=True)]
+
+
+def parse_response(body: Mapping[str, Any], n: int) -> list[Event]:
+    """The events of an answer that came whole: what a server sends that does not stream."""
+    parser = StreamParser(n)
+    choices = [{**c, "delta": c.get("message")} for c in body.get("choices") or [] if isinstance(c, dict)]
+    return [*parser.feed(json.dumps({**body, "choices": choices})), *parser.close()]
+
+
+def _parse_delta(delta: Mapping[str, Any], index: int, logprobs: Any) -> list[Event]:
+    events: list[Event] = []
+    thought = delta.get("reasoning_content") or delta.get("reasoning")
+    if isinstance(thought, str) and thought:
+        events.append(ReasoningDelta(thought, index, tokens=1))
+    entries = tuple(_parse_logprob(e) for e in (logprobs or {}).get("content") or [])
+    text = delta.get("content") or delta.get("refusal") or ""
+    if not isinstance(text, str):
+        raise TypeError("content")
+    if text or entries:
+        events.append(TextDelta(text, index, tokens=1, logprobs=entries))
+    for at, call in enumerate(delta.get("tool_calls") or []):
+        function = call.get("function") or {}
+        number, arguments = call.get("index", at), function.get("arguments") or ""
+        events.append(ToolCallDelta(int(number), call.get("id"), function.get("name"), str(arguments), index, tokens=1))
+    return events
+
+
+def _parse_logprob(entry: Mapping[str, Any]) -> TokenLogprob:
+    spelled = bytes(entry.get("bytes") or str(entry["token"]).encode())
+    top = tuple(_parse_logprob(t) for t in entry.get("top_logprobs") or [])
+    return TokenLogprob(str(entry["token"]), float(entry["logprob"]), spelled, top=top)
+
+
+def parse_usage(usage: Mapping[str, Any]) -> Usage:
+    """Usage with every number checked: a supplier's count is money. Raises ValueError."""
+
+    def count(table: Mapping[str, Any] | None, name: str) -> int:
+        value = (table or {}).get(name) or 0
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 40:
+            raise ValueError(name)
+        return value
+
+    cached = count(usage.get("prompt_tokens_details"), "cached_tokens")
+    thought = count(usage.get("completion_tokens_details"), "reasoning_tokens")
+    prompt, completion = count(usage, "prompt_tokens"), count(usage, "completion_tokens")
+    if cached > prompt or thought > completion:
+        raise ValueError("a part exceeds its whole")
+    return Usage(prompt, completion, cached, thought)
+
+
+def _error_text(error: Any) -> str:
+    text = error.get("message") if isinstance(error, dict) else error
+    return f"The supplier answered with an error: {' '.join(str(text).split())[:200]}"
+
+
