@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import shutil
 import socket
-import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -50,8 +49,6 @@ def _run(check: Callable[[Path | None], str], config: Path | None) -> tuple[bool
 
 
 def _python(config: Path | None) -> str:
-    if sys.version_info < (3, 11):
-        raise RuntimeError("Python 3.11 or newer is needed")
     return f"{platform.python_version()} on {platform.machine()}"
 
 

@@ -39,16 +39,21 @@ def build(chosen: str | None) -> typer.Typer:
     return app
 
 
-def _root(
-    show_version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
-) -> None:
-    """Run language models on your own machine, and buy from outside only what they cannot do."""
-    if show_version:
+def _version(on: bool) -> None:
+    if on:
         try:
             print(version("baseload"))
         except PackageNotFoundError:  # run from a checkout
             print("0 (not installed)")
         raise typer.Exit
+
+
+def _root(
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    """Run language models on your own machine, and buy from outside only what they cannot do."""
 
 
 def _absent() -> None:

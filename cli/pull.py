@@ -9,6 +9,8 @@ import typer
 
 from .common import fail_cleanly, open_store, print_json, progress_bar, size
 
+WHAT = "A name that `baseload models` lists, or pypi:NAME==VERSION, hf:OWNER/REPO/FILE, file:PATH."
+
 
 @fail_cleanly
 def pull(

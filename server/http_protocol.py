@@ -75,7 +75,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._stall = None
 
     def data_received(self, data: bytes) -> None:
-        if self._refused:
+        if self._refused or self.parser is None:
             return
         self._unset_keepalive_if_required()
         if self._part == "idle":

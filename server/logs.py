@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import secrets
-import sys
 import time
 from dataclasses import dataclass, field
 from typing import Any, TextIO
@@ -45,9 +44,8 @@ class Notes:
 
 def setup(settings: LogSettings, stream: TextIO | None = None) -> None:
     """Send all logs to `stream` (stderr) in the format that the settings and the terminal ask for."""
-    stream = stream or sys.stderr
-    as_json = settings.format == "json" or (settings.format == "auto" and not stream.isatty())
     handler = logging.StreamHandler(stream)
+    as_json = settings.format == "json" or (settings.format == "auto" and not handler.stream.isatty())
     handler.setFormatter(JsonLines() if as_json else PlainLines())
     root = logging.getLogger()
     root.handlers[:] = [handler]

@@ -21,7 +21,7 @@ from .logs import Notes
 from .metrics import Meter
 from .replies import failure_reply, json_reply
 from .services import Handling, Life, Services
-from .streaming import EventFlow, EventStream, Renderer, collect, together, unless_gone
+from .streaming import ClientGone, EventFlow, EventStream, Renderer, collect, together, unless_gone
 
 HEAD_START_S = 0.2  # an answer that fails within this time gets a status of its own, even if a stream was asked for
 routes = APIRouter()
@@ -102,11 +102,10 @@ async def answer(request: Request, endpoint: Endpoint) -> Response:
     making = Making(life, asks, Meter(request.app.state.metrics, asks[0].model, notes.started), notes)
     try:
         context = RequestContext(request_id=notes.request_id, key_id=request.app.state.key_id)
-        response = await unless_gone(making.respond(services, endpoint, context), request.receive)
-    except BaseException:
-        await making.over(gone=True)
+        return await unless_gone(making.respond(services, endpoint, context), request.receive)
+    except BaseException as error:
+        await making.over(gone=isinstance(error, ClientGone))
         raise
-    return response
 
 
 def name_known(ask: ChatRequest, services: Services, default_model: str) -> ChatRequest:
@@ -130,6 +129,7 @@ class Making:
         self._handlings: list[Handling] = []
         self._flow: EventFlow | None = None
         self._ended: Failure | None = None
+        self._over = False
 
     async def respond(self, services: Services, endpoint: Endpoint, context: RequestContext) -> Response:
         """The response, whole or about to stream. Raises what the router raises."""
@@ -148,7 +148,10 @@ class Making:
         return failure_reply(failure, headers) if failure else json_reply(body, headers=headers)
 
     async def over(self, gone: bool) -> None:
-        """The answer is over; everything that still works on it stops."""
+        """The answer is over, once; everything that still works on it stops."""
+        if self._over:
+            return
+        self._over = True
         if self._flow:
             await self._flow.close()
         for handling in self._handlings:

@@ -15,6 +15,7 @@ from types import FrameType
 
 import uvicorn
 import uvloop
+from fastapi import FastAPI
 
 from .app import create_app
 from .http_protocol import Limits, bounded
@@ -80,7 +81,7 @@ def _shown(listener: socket.socket) -> tuple[str, int]:
     return f"[{host}]" if ":" in host else host, port
 
 
-def uvicorn_config(app: uvicorn._types.ASGIApplication, settings: ServerSettings) -> uvicorn.Config:  # pyright: ignore
+def uvicorn_config(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
     """uvicorn with our protocol, and without what it would believe or say by itself."""
     limits = Limits(body_bytes=settings.max_body_mb * 2**20, connections=settings.max_connections)
     return uvicorn.Config(

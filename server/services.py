@@ -101,7 +101,8 @@ class Life:
         return self.services
 
     def admit(self) -> None:
-        """Raises RateLimited where one more answer would be too many at once."""
+        """Raises RateLimited where one more answer would be too many at once, and what `require` raises."""
+        self.require()  # a drain may have begun while the body was coming in
         if self.in_flight >= self.max_in_flight:
             raise RateLimited("Too many requests are being answered. Try again shortly.", retry_after=1)
 

@@ -24,7 +24,8 @@ log = logging.getLogger("baseload.server")
 T = TypeVar("T")
 
 KEEP_ALIVE_S = 5.0  # silence after which a comment tells clients and proxies that the stream lives
-READ_AHEAD = 1024  # events held for a slow reader before the source has to wait
+READ_AHEAD = 256  # events held for a slow reader before the source has to wait
+WRITE_BYTES = 65_536  # in one piece: a slow reader's progress shows when a piece has gone
 DONE = "[DONE]"
 REQUEST_ID = "x-baseload-request-id"
 
@@ -223,8 +224,8 @@ class EventStream(Response):
         while (batch := await self._flow.take(KEEP_ALIVE_S)) is not None:
             self._saw(batch)
             data = self._chunks(batch) if batch else b": keep-alive\n\n"
-            if data:
-                await send({"type": "http.response.body", "body": data, "more_body": True})
+            for start in range(0, len(data), WRITE_BYTES):
+                await send({"type": "http.response.body", "body": data[start : start + WRITE_BYTES], "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _chunks(self, batch: Sequence[Event]) -> bytes:

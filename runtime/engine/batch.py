@@ -7,19 +7,22 @@ from .scheduler import Plan
 
 
 def build_batch(plan: Plan, page_size: int) -> StepBatch:
-    """Lay the plan's tokens end to end, one row for each sequence in the plan's order."""
-    lengths = np.array([n for _, n in plan], np.int32)
-    starts = np.zeros(len(plan) + 1, np.int32)
+    """Lay the plan's tokens end to end, one row for each sequence in the plan's order.
+
+    Logits are wanted of the last token of each row that has then caught up: that one can be sampled.
+    """
+    n_rows = len(plan)
+    lengths = np.fromiter((n for _, n in plan), np.int32, n_rows)
+    first = np.fromiter((s.computed for s, _ in plan), np.int32, n_rows)
+    totals = np.fromiter((len(s.tokens) for s, _ in plan), np.int32, n_rows)
+    starts = np.zeros(n_rows + 1, np.int32)
     np.cumsum(lengths, out=starts[1:])
-    first = np.array([s.computed for s, _ in plan], np.int32)
     positions = np.arange(starts[-1], dtype=np.int32) + np.repeat(first - starts[:-1], lengths)
-    tables = np.zeros((len(plan), max(len(s.pages) for s, _ in plan)), np.int32)
+    tables = np.zeros((n_rows, max(len(s.pages) for s, _ in plan)), np.int32)
     for row, (sequence, _) in enumerate(plan):
         tables[row, : len(sequence.pages)] = sequence.pages
-    rows = np.repeat(np.arange(len(plan)), lengths)
-    pages = tables[rows, positions // page_size].astype(np.int64)
+    pages = tables[np.repeat(np.arange(n_rows), lengths), positions // page_size].astype(np.int64)
     tokens = [token for s, n in plan for token in s.tokens[s.computed : s.computed + n]]
-    ends = [i for i, (s, n) in enumerate(plan) if n == s.missing]  # all of its tokens computed: it can be sampled
     return StepBatch(
         tokens=np.array(tokens, np.int32),
         positions=positions,
@@ -27,6 +30,6 @@ def build_batch(plan: Plan, page_size: int) -> StepBatch:
         row_starts=starts,
         context_lens=first + lengths,
         page_tables=tables,
-        logit_rows=starts[1:][ends] - 1,
+        logit_rows=starts[1:][first + lengths == totals] - 1,
         page_size=page_size,
     )

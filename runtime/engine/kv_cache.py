@@ -1,8 +1,11 @@
 """Who owns which page of the KV pool. Numbers only: the pages themselves are the runner's.
 
 A page is free, one sequence's own, or in the prefix tree, where sequences share it by reference. Only full pages are shared,
-so nothing is ever written to a shared page and no copies are made.
+so nothing is ever written to a shared page and no copies are made. This is also the one owner of each sequence's count of
+computed tokens.
 """
+
+from collections import Counter
 
 from .prefix_tree import PrefixTree
 from .request import Sequence
@@ -13,7 +16,7 @@ class KvCache:
 
     def __init__(self, n_pages: int, page_size: int) -> None:
         self.n_pages, self.page_size = n_pages, page_size
-        self.tree = PrefixTree(page_size)
+        self.tree = PrefixTree()
         self._free = list(range(n_pages - 1, -1, -1))  # popped from the end: low numbers first, which keeps pages adjacent
 
     @property
@@ -26,15 +29,25 @@ class KvCache:
         """Pages that can be had without taking any from a running sequence."""
         return len(self._free) + self.tree.n_unused
 
-    def begin(self, sequence: Sequence) -> None:
-        """Give a sequence that has no pages those of its longest known prefix. Its last token is always computed anew, for
-        its logits are needed."""
-        known = self.tree.match(sequence.request.cache_salt, sequence.tokens[:-1])
-        for node in known:
+    def catch_up(self, sequence: Sequence) -> None:
+        """Take what the tree knows of the sequence's next pages instead of computing them: its prompt's known beginning, and
+        later what others with the same prompt have computed meanwhile. The last token is always computed, for its logits."""
+        size, tokens, salt = self.page_size, sequence.tokens, sequence.request.cache_salt
+        nodes, pages = sequence.nodes, sequence.pages
+        while (end := (len(nodes) + 1) * size) < len(tokens):
+            node = self.tree.find(salt, nodes[-1] if nodes else None, tuple(tokens[end - size : end]))
+            if node is None:
+                break
             self.tree.lock(node)
-        sequence.nodes = known
-        sequence.pages = [node.page for node in known]
-        sequence.computed = len(known) * self.page_size
+            if len(nodes) < len(pages):
+                self._free.append(pages[len(nodes)])
+                pages[len(nodes)] = node.page
+            else:
+                pages.append(node.page)
+            nodes.append(node)
+            if not sequence.preempted:
+                sequence.cached_tokens += end - sequence.computed
+            sequence.computed = end
 
     def missing_pages(self, sequence: Sequence, n_tokens: int) -> int:
         """Further pages that `n_tokens` more computed tokens need."""
@@ -45,29 +58,34 @@ class KvCache:
         missing = self.missing_pages(sequence, n_tokens)
         if missing > self.n_available:
             return False
-        sequence.pages += [self._take() for _ in range(missing)]
+        for _ in range(missing):
+            sequence.pages.append(self._take())
         return True
 
-    def share(self, sequence: Sequence) -> None:
-        """Put the sequence's newly full pages into the tree. Where the tree already has such a page, that one is used and
-        the sequence's own copy goes: one copy is kept."""
-        size = self.page_size
-        for i in range(len(sequence.nodes), sequence.computed // size):
-            parent = sequence.nodes[-1] if sequence.nodes else None
+    def advance(self, sequence: Sequence, n_tokens: int) -> None:
+        """`n_tokens` more have been computed: count them, and put the pages that are now full into the tree. Where the tree
+        already has such a page, that one is used and the sequence's own copy goes: one copy is kept."""
+        size, nodes, pages = self.page_size, sequence.nodes, sequence.pages
+        sequence.computed += n_tokens
+        for i in range(len(nodes), sequence.computed // size):
             block = tuple(sequence.tokens[i * size : (i + 1) * size])
-            node = self.tree.insert(sequence.request.cache_salt, parent, block, sequence.pages[i])
+            node = self.tree.insert(sequence.request.cache_salt, nodes[-1] if nodes else None, block, pages[i])
             self.tree.lock(node)
-            sequence.nodes.append(node)
-            if node.page != sequence.pages[i]:
-                self._free.append(sequence.pages[i])
-                sequence.pages[i] = node.page
+            nodes.append(node)
+            if node.page != pages[i]:
+                self._free.append(pages[i])
+                pages[i] = node.page
 
-    def release(self, sequence: Sequence) -> None:
-        """Take all pages back; those in the tree stay there for others until they are evicted."""
-        self._free += sequence.pages[len(sequence.nodes) :]
+    def release(self, sequence: Sequence, *, trusted: bool = True) -> None:
+        """Take all pages back. Those in the tree stay there for others until they are evicted; not so if the sequence is not
+        `trusted`, for what broke it may lie in its pages, and would break all that share them."""
+        self._free.extend(sequence.pages[len(sequence.nodes) :])
         for node in reversed(sequence.nodes):  # leaves first, so that a prefix outlives what follows it
             self.tree.unlock(node)
-        sequence.pages, sequence.nodes, sequence.computed = [], [], 0
+            if not trusted and not node.refs and not node.children:
+                self._free.append(self.tree.remove(node))
+        del sequence.pages[:], sequence.nodes[:]
+        sequence.computed = 0
 
     def check_integrity(self, running: list[Sequence]) -> None:
         """Raise AssertionError unless every page has exactly one owner and every reference a reader."""
@@ -75,12 +93,11 @@ class KvCache:
         own = [page for s in running for page in s.pages[len(s.nodes) :]]
         pages = sorted([*self._free, *own, *(node.page for node in nodes)])
         assert pages == list(range(self.n_pages)), "a page was lost or has two owners"
-        readers: dict[int, int] = {}
-        for sequence in running:
-            assert [n.page for n in sequence.nodes] == sequence.pages[: len(sequence.nodes)], "a shared page is another's"
-            for node in sequence.nodes:
-                readers[id(node)] = readers.get(id(node), 0) + 1
-        assert all(node.refs == readers.get(id(node), 0) for node in nodes), "a reference count is wrong"
+        for s in running:
+            assert [node.page for node in s.nodes] == list(s.pages[: len(s.nodes)]), "a shared page is another's"
+            assert len(s.nodes) == s.computed // self.page_size and s.computed < len(s.tokens), "a count is wrong"
+        readers = Counter(id(node) for s in running for node in s.nodes)
+        assert all(node.refs == readers[id(node)] for node in nodes), "a reference count is wrong"
         assert self.tree.n_pages == len(nodes) and self.tree.n_unused == sum(n.refs == 0 for n in nodes), "a count is wrong"
 
     def _take(self) -> int:

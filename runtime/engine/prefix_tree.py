@@ -1,7 +1,8 @@
 """The prefix tree: which full pages hold which tokens, so that a prompt's known beginning is not computed again.
 
 A node is one page of tokens under the pages before it; a path from the root is a prefix. A node in use has references; one
-that nobody uses stays until its page is wanted, least recently used leaves first. Roots are per salt: owners never meet.
+that nobody uses stays until its page is wanted, least recently used leaves first. Each salt has a root of its own: owners
+never meet.
 """
 
 import heapq
@@ -15,10 +16,10 @@ Block = tuple[int, ...]  # one page's tokens
 class Node:
     """One page in the tree. `refs`: sequences that read it now; `used`: the tree's clock when last released."""
 
-    page: int
-    block: Block
-    parent: "Node | None"  # None: a root, which has no page
-    children: dict[Block, "Node"] = field(default_factory=dict)
+    page: int  # -1: a root, which has none
+    block: Block | str  # its key among the parent's children; a root's is its salt
+    parent: "Node | None"  # None: no longer in the tree
+    children: dict[Block | str, "Node"] = field(default_factory=dict)
     refs: int = 0
     used: int = 0
 
@@ -26,9 +27,8 @@ class Node:
 class PrefixTree:
     """Pages by the tokens that they and all before them hold."""
 
-    def __init__(self, page_size: int) -> None:
-        self._page_size = page_size
-        self._roots: dict[str, Node] = {}
+    def __init__(self) -> None:
+        self._roots = Node(-1, "", None)
         self._clock = 0
         # Leaves that may be evicted, (used, number, node). An entry is stale if its node was used, grew or went since:
         # that is found when it is popped, which is cheaper than keeping the heap exact.
@@ -37,19 +37,14 @@ class PrefixTree:
         self.n_pages = 0  # in the tree
         self.n_unused = 0  # of them without references
 
-    def match(self, salt: str, tokens: list[int]) -> list[Node]:
-        """The longest path whose pages hold the beginning of `tokens`, without the roots."""
-        node, path = self._roots.get(salt), []
-        for at in range(0, len(tokens) - self._page_size + 1, self._page_size):
-            node = node and node.children.get(tuple(tokens[at : at + self._page_size]))
-            if node is None:
-                break
-            path.append(node)
-        return path
+    def find(self, salt: str, parent: Node | None, block: Block) -> Node | None:
+        """The node of `block` after `parent` (None: at the beginning), if there is one."""
+        above = parent or self._roots.children.get(salt)
+        return above and above.children.get(block)
 
     def insert(self, salt: str, parent: Node | None, block: Block, page: int) -> Node:
-        """The node of `block` after `parent` (None: at the beginning). Takes `page` only if that node was not there yet."""
-        above = parent or self._root(salt)
+        """The node of `block` after `parent`. Takes `page` only if that node was not there yet."""
+        above = parent or self._roots.children.setdefault(salt, Node(-1, salt, self._roots))
         node = above.children.get(block)
         if node is None:
             node = above.children[block] = Node(page, block, above)
@@ -75,39 +70,41 @@ class PrefixTree:
         """Take the least recently used page that nobody reads out of the tree; None if there is none."""
         while self._heap:
             entry = heapq.heappop(self._heap)
-            node, parent = entry[2], entry[2].parent
-            if parent is None or not _is_current(entry):
-                continue
-            node.parent = None
-            del parent.children[node.block]
-            self.n_pages -= 1
-            self.n_unused -= 1
-            self._offer(parent)
-            return node.page
+            if _is_current(entry):
+                return self.remove(entry[2])
         return None
+
+    def remove(self, node: Node) -> int:
+        """Take out a leaf that nobody reads; returns its page."""
+        parent = node.parent
+        assert parent is not None and not node.refs and not node.children, "only an unused leaf may go"
+        node.parent = None
+        del parent.children[node.block]
+        self.n_pages -= 1
+        self.n_unused -= 1
+        if parent.page >= 0:
+            self._offer(parent)
+        elif not parent.children:
+            del self._roots.children[parent.block]
+        return node.page
 
     def nodes(self) -> Iterator[Node]:
         """All nodes with pages."""
-        todo = [child for root in self._roots.values() for child in root.children.values()]
+        todo = [child for root in self._roots.children.values() for child in root.children.values()]
         while todo:
             node = todo.pop()
             yield node
             todo.extend(node.children.values())
 
-    def _root(self, salt: str) -> Node:
-        return self._roots.setdefault(salt, Node(-1, (), None))
-
     def _offer(self, node: Node) -> None:
-        """Put `node` up for eviction if it is a leaf that nobody reads. A root left empty goes at once."""
-        if node.page < 0:
-            if not node.children:
-                self._roots = {salt: root for salt, root in self._roots.items() if root is not node}
-        elif node.refs == 0 and not node.children:
-            self._pushed += 1
-            heapq.heappush(self._heap, (node.used, self._pushed, node))
-            if len(self._heap) > 64 + 4 * self.n_pages:
-                self._heap = [entry for entry in self._heap if _is_current(entry)]
-                heapq.heapify(self._heap)
+        """Put `node` up for eviction if it is a leaf that nobody reads."""
+        if node.refs or node.children:
+            return
+        self._pushed += 1
+        heapq.heappush(self._heap, (node.used, self._pushed, node))
+        if len(self._heap) > 64 + 4 * self.n_pages:  # mostly stale
+            self._heap = [entry for entry in self._heap if _is_current(entry)]
+            heapq.heapify(self._heap)
 
 
 def _is_current(entry: tuple[int, int, Node]) -> bool:

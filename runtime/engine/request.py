@@ -1,5 +1,7 @@
 """One sequence on its way through the engine: what was asked, and how far it has come."""
 
+from array import array
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 from ...wire.chat import Failure, FinishReason, SamplingParams, TokenLogprob
@@ -13,7 +15,7 @@ class GenerationRequest:
     `cache_salt` keeps prefixes of different owners apart."""
 
     id: str
-    prompt_ids: tuple[int, ...]
+    prompt_ids: Seq[int]
     sampling: SamplingParams
     choice: int = 0
     cache_salt: str = ""
@@ -30,7 +32,7 @@ class TokenOutput:
     matched_stop: str | int | None = None
     failure: Failure | None = None
     prompt_tokens: int = 0
-    cached_tokens: int = 0
+    cached_tokens: int = 0  # of the prompt, not computed again
 
     @property
     def is_last(self) -> bool:
@@ -42,8 +44,8 @@ class TokenOutput:
 class Sequence:
     """A request with its state. The engine's thread alone touches it.
 
-    `computed` counts the tokens whose keys and values lie in `pages`; the scheduler moves it, nobody else. The first
-    `len(nodes)` pages belong to the prefix tree and may be shared; the rest are this sequence's own.
+    `computed` counts the tokens whose keys and values lie in `pages`. Both, and `nodes`, belong to the KvCache; nobody else
+    changes them. The first `len(nodes)` pages are in the prefix tree and may be shared; the rest are this sequence's own.
     """
 
     request: GenerationRequest
@@ -51,17 +53,13 @@ class Sequence:
     max_total: int  # prompt and answer together end here
     detokenizer: Detokenizer
     tokens: list[int]
+    n_prompt: int
     computed: int = 0
-    pages: list[int] = field(default_factory=list)
+    pages: array[int] = field(default_factory=lambda: array("i"))  # an array: numpy copies it without a look at each number
     nodes: list[Node] = field(default_factory=list)
-    cached_tokens: int = 0  # of the prompt, found in the tree when it was first scheduled
-    was_scheduled: bool = False
-    aborted: bool = False
-
-    @property
-    def n_prompt(self) -> int:
-        """Tokens of the prompt."""
-        return len(self.request.prompt_ids)
+    cached_tokens: int = 0  # of the prompt, taken from the tree
+    preempted: bool = False
+    aborted: Failure | None = None
 
     @property
     def n_output(self) -> int:

@@ -15,7 +15,7 @@ Plan = list[tuple[Sequence, int]]  # (sequence, tokens to compute now)
 
 
 class Scheduler:
-    """The queue and the running sequences, both in the order of arrival."""
+    """The queue and the running sequences; all of `running` came before all of `waiting`, each in the order of arrival."""
 
     def __init__(self, config: EngineConfig, cache: KvCache) -> None:
         self._config, self._cache = config, cache
@@ -25,57 +25,63 @@ class Scheduler:
 
     def schedule(self) -> Plan:
         """Choose this step's work and give it its pages."""
-        budget = self._config.token_budget
+        budget, before = self._config.token_budget, self.preemptions
         plan: dict[Sequence, int] = {}
-        pushed_out: set[Sequence] = set()
-        for sequence in sorted(self.running, key=lambda s: s.missing > 1):  # stable: else in the order of arrival
+        for sequence in sorted(self.running, key=_is_behind):  # stable: else in the order of arrival
+            if sequence.missing > 1:
+                self._cache.catch_up(sequence)
             n = min(sequence.missing, budget)
-            while n and sequence not in pushed_out and not self._cache.extend(sequence, n):
-                victim = self._preempt_newest()
-                pushed_out.add(victim)
-                budget += plan.pop(victim, 0)
-            if n and sequence not in pushed_out:
-                plan[sequence] = n
-                budget -= n
-        while budget and not pushed_out and len(self.running) < self._config.max_batch and self._admit():
+            if n and sequence in self.running:
+                budget += self._make_room(sequence, n, plan)
+                if sequence in self.running:
+                    plan[sequence] = n
+                    budget -= n
+        # Who was pushed out in this step doesn't come back in it, nor does anybody who came later.
+        while budget and self.preemptions == before and self._admit():
             sequence = self.running[-1]
             plan[sequence] = n = min(sequence.missing, budget)
             self._cache.extend(sequence, n)
             budget -= n
         return list(plan.items())
 
-    def computed(self, plan: Plan) -> None:
-        """The step has been run: count its tokens and share the pages that it filled."""
-        for sequence, n in plan:
-            sequence.computed += n
-            self._cache.share(sequence)
-
-    def remove(self, sequence: Sequence) -> None:
-        """The sequence has ended, wherever it was."""
-        self._cache.release(sequence)
+    def remove(self, sequence: Sequence, *, trusted: bool = True) -> None:
+        """The sequence has ended, wherever it was. `trusted`: see KvCache.release."""
+        self._cache.release(sequence, trusted=trusted)
         if sequence in self.running:
             self.running.remove(sequence)
-        elif sequence in self.waiting:
+        else:
             self.waiting.remove(sequence)
+
+    def _make_room(self, sequence: Sequence, n: int, plan: dict[Sequence, int]) -> int:
+        """Pages for `n` more tokens, the newest sequences pushed out for them; `sequence` itself if it is the newest left.
+        Returns the tokens that come back into the budget."""
+        freed = 0
+        while not self._cache.extend(sequence, n):
+            victim = self.running.pop()
+            self._cache.release(victim)
+            victim.preempted = True
+            self.waiting.appendleft(victim)
+            self.preemptions += 1
+            freed += plan.pop(victim, 0)
+            if victim is sequence:
+                break
+        return freed
 
     def _admit(self) -> bool:
         """Let the first in the queue in, if there is room for all that it has to compute: what starts should not be pushed
         out at once."""
-        if not self.waiting:
+        if not self.waiting or len(self.running) >= self._config.max_batch:
             return False
         sequence = self.waiting[0]
-        self._cache.begin(sequence)
+        cached_before = sequence.cached_tokens
+        self._cache.catch_up(sequence)
         if self._cache.missing_pages(sequence, sequence.missing) > self._cache.n_available:
             self._cache.release(sequence)
+            sequence.cached_tokens = cached_before
             return False
         self.running.append(self.waiting.popleft())
-        if not sequence.was_scheduled:
-            sequence.was_scheduled, sequence.cached_tokens = True, sequence.computed
         return True
 
-    def _preempt_newest(self) -> Sequence:
-        victim = self.running.pop()
-        self._cache.release(victim)
-        self.waiting.appendleft(victim)
-        self.preemptions += 1
-        return victim
+
+def _is_behind(sequence: Sequence) -> bool:
+    return sequence.missing > 1

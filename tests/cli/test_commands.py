@@ -146,7 +146,7 @@ def test_ledger_report(cli: Any, book: Path):
     done = cli("ledger", "report")
     table = rows(done.stdout)
     assert table[0][:4] == ["ROUTE", "MODEL", "REQUESTS", "TRIES"]
-    assert table[1] == "local auto 2 2 2 200 40 128 0.250 s 1.500 s unpriced 0%".split()
+    assert table[1] == ["local", "auto", "2", "2", "2", "200", "40", "128", "0.250", "s", "1.500", "s", "unpriced", "0%"]
     assert table[2][:2] == ["total", "2"]
     assert rows(cli("ledger", "report", "--since", "24h").stdout)[1][2] == "1"
     assert rows(cli("ledger", "report", "--since", "2w", "--db", str(book)).stdout)[1][2] == "2"

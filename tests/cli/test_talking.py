@@ -1,6 +1,8 @@
 """The commands that speak with a server, against a stand-in."""
 
 import json
+import sqlite3
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,6 +65,26 @@ def test_no_server_is_one_line_with_a_hint(cli: Any, command: list[str]):
 def test_what_is_no_address(cli: Any, url: str):
     done = cli("ask", "Hi", "--url", url)
     assert done.exit_code == 1 and "is not an address" in done.stderr
+
+
+@pytest.mark.parametrize("tail", ["/", "/v1", "/v1/"])
+def test_the_address_of_an_sdk_does_too(cli: Any, server: Any, tail: str):
+    assert cli("ask", "Hi", "--url", server.url + tail).stdout == "Paris.\n"
+
+
+def test_another_machine_is_dialled_only_outside_an_air_gap(cli: Any, home: Path, monkeypatch: pytest.MonkeyPatch):
+    done = cli("ask", "Hi", "--url", "http://baseload.invalid:8787")
+    assert done.exit_code == 1 and "No server can be reached" in done.stderr
+    assert rows_of(home) == [("baseload.invalid", 8787, 1)]
+    monkeypatch.setenv("BASELOAD_AIR_GAP", "1")
+    done = cli("ask", "Hi", "--url", "http://baseload.invalid:8787")
+    assert done.exit_code == 1 and "air gap" in done.stderr
+    assert rows_of(home) == [("baseload.invalid", 8787, 1), ("baseload.invalid", 8787, 0)]
+
+
+def rows_of(home: Path) -> list[Any]:
+    with sqlite3.connect(home / "ledger.db") as connection:
+        return connection.execute("SELECT host, port, allowed FROM egress ORDER BY ts").fetchall()
 
 
 def test_chat_remembers_and_forgets(cli: Any, server: Any):

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import httpx2
 import pytest
@@ -36,7 +37,7 @@ class Answering:
     def models(self) -> tuple[()]:
         return ()
 
-    async def handle(self, request: ChatRequest, context: object) -> SimpleNamespace:
+    async def handle(self, request: ChatRequest, context: object) -> Any:
         return SimpleNamespace(events=self.events(), attempts=(), cost_usd=None, route="local")
 
     async def events(self) -> AsyncGenerator[Event, None]:
@@ -68,7 +69,9 @@ def port() -> Iterator[int]:
 @pytest.fixture(autouse=True)
 def _a_good_request_is_answered_before_and_after(port: int) -> Iterator[None]:
     yield
-    answer = httpx2.post(f"http://127.0.0.1:{port}/v1/chat/completions", content=BODY, headers={"content-type": "application/json"})
+    answer = httpx2.post(
+        f"http://127.0.0.1:{port}/v1/chat/completions", content=BODY, headers={"content-type": "application/json"}
+    )
     assert answer.status_code == 200
 
 
@@ -97,7 +100,8 @@ def error(raw: bytes) -> dict[str, str]:
 @pytest.mark.parametrize(
     "raw",
     [
-        HEAD + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /health HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        HEAD
+        + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /health HTTP/1.1\r\nHost: localhost\r\n\r\n",
         HEAD + b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
         HEAD + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello!",
         HEAD + b"Content-Length: 5\r\nContent-Length: 5\r\n\r\nhello",
@@ -236,7 +240,9 @@ def test_http_1_0_is_spoken(port):
 
 
 def test_expect_continue_is_answered_only_where_the_body_is_wanted(port):
-    wanted = exchange(port, HEAD + b"Connection: close\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(BODY), BODY, pause=0.1)
+    wanted = exchange(
+        port, HEAD + b"Connection: close\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(BODY), BODY, pause=0.1
+    )
     assert statuses(wanted) == [100, 200]
     unwanted = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\nConnection: close\r\n"
     assert statuses(exchange(port, unwanted + b"Expect: 100-continue\r\nContent-Length: 5\r\n\r\n")) == [415]
@@ -278,5 +284,5 @@ def test_random_bytes_never_bring_it_down(port):
         with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
             connection.sendall(bytes(raw))
             connection.shutdown(socket.SHUT_WR)
-            answer = b"".join(iter(lambda: connection.recv(65536), b""))  # noqa: B023
+            answer = b"".join(iter(lambda: connection.recv(65536), b""))
         assert all(status < 500 for status in statuses(answer)), bytes(raw)

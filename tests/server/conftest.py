@@ -161,9 +161,9 @@ def serve() -> Iterator[Callable[..., Running]]:
     running: list[Running] = []
 
     def start(
-        script: Script = echo, *, limits: Limits | None = None, key: str = "", started: bool = True, **server: Any
+        script: Script = echo, *, limits: Limits | None = None, key: str = "", started: bool = True, **section: Any
     ) -> Running:
-        settings = Settings(server=ServerSettings(**{"port": 0, "drain_timeout_s": 5.0} | server))
+        settings = Settings(server=ServerSettings(**{"port": 0, "drain_timeout_s": 5.0} | section))
         router, engine, ledger = ScriptedRouter(script), ScriptedEngine(), ScriptedLedger()
         services = Services(router, ledger, engine, model="tiny")
         app = create_app(services if started else None, settings, env={"BASELOAD_API_KEY": key})
@@ -190,5 +190,3 @@ def serve() -> Iterator[Callable[..., Running]]:
 def replaced(config: uvicorn.Config, **changes: Any) -> uvicorn.Config:
     config.http = changes["http"]
     return config
-
-

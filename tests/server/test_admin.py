@@ -113,7 +113,9 @@ def test_a_request_can_be_looked_up_by_its_id(serve):
     assert running.ledger.flushed == 1
 
 
-@pytest.mark.parametrize(("name", "status"), [("req_unknown", 404), ("..%2f..%2fetc%2fpasswd", 400), ("x" * 129, 400), ("a'b", 400)])
+@pytest.mark.parametrize(
+    ("name", "status"), [("req_unknown", 404), ("..%2f..%2fetc%2fpasswd", 400), ("x" * 129, 400), ("a'b", 400)]
+)
 def test_other_ids_are_refused(serve, name, status):
     answer = serve().get(f"/v1/requests/{name}")
     assert answer.status_code == status

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
+from baseload.server.http_protocol import Limits
 from baseload.wire.chat import ChatRequest, Event, Finish, TextDelta
 
 
@@ -84,8 +85,6 @@ def test_two_hundred_drops_at_random_moments_leave_nothing(serve):
 
 
 def test_a_reader_that_stalls_stops_the_source_and_is_dropped(serve):
-    from baseload.server.http_protocol import Limits
-
     produced = 0
 
     async def torrent(_: ChatRequest) -> AsyncGenerator[Event, None]:
@@ -105,3 +104,19 @@ def test_a_reader_that_stalls_stops_the_source_and_is_dropped(serve):
     assert produced < 30_000  # held back by the reader's pace: not much more than the kernel's buffers
     assert running.get("/health").status_code == 200
     connection.close()
+
+
+def test_a_reader_that_is_slow_but_reads_is_kept(serve):
+    async def torrent(_: ChatRequest) -> AsyncGenerator[Event, None]:
+        while True:
+            yield TextDelta("x" * 1000, tokens=1)
+
+    running = serve(torrent, limits=Limits(stall_s=0.3))
+    with running.connect() as connection:
+        connection.sendall(request_bytes(stream=True))
+        began = time.monotonic()
+        while time.monotonic() - began < 1.5:
+            assert connection.recv(300_000)
+            time.sleep(0.05)
+        assert running.router.closed == 0
+    running.until(lambda: running.router.closed == 1)

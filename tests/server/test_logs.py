@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from baseload.server.logs import JsonLines, PlainLines, escaped, setup
 from baseload.server.settings import LogSettings
-from baseload.wire.chat import ChatRequest, Event
+from baseload.wire.chat import ChatRequest, Event, Finish
 
 
 class Terminal(io.StringIO):
@@ -64,7 +64,7 @@ def test_refusals_and_streams_have_their_line(serve, stream):
 def test_an_unexpected_error_is_in_the_log_under_the_id_that_the_client_got(serve, stream):
     async def broken(_: ChatRequest) -> AsyncGenerator[Event, None]:
         raise ValueError("value 4711")
-        yield
+        yield Finish("stop")
 
     setup(LogSettings(), stream)
     running = serve(broken)
@@ -80,7 +80,7 @@ def test_an_unexpected_error_is_in_the_log_under_the_id_that_the_client_got(serv
 def test_a_client_that_left_is_499(serve, stream):
     async def silent(_: ChatRequest) -> AsyncGenerator[Event, None]:
         await asyncio.sleep(60)
-        yield
+        yield Finish("stop")
 
     setup(LogSettings(), stream)
     running = serve(silent)
@@ -89,11 +89,12 @@ def test_a_client_that_left_is_499(serve, stream):
         head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         running.until(lambda: running.router.started == 1)
-    running.until(lambda: '"status":499' in stream.getvalue())
+    running.until(lambda: '"status": 499' in stream.getvalue())
 
 
 @pytest.mark.parametrize(
-    ("kind", "terminal", "is_json"), [("auto", True, False), ("auto", False, True), ("json", True, True), ("text", False, False)]
+    ("kind", "terminal", "is_json"),
+    [("auto", True, False), ("auto", False, True), ("json", True, True), ("text", False, False)],
 )
 def test_the_format_follows_the_terminal_unless_told(stream, kind, terminal, is_json):
     out = Terminal() if terminal else io.StringIO()
@@ -123,7 +124,9 @@ def test_a_trace_keeps_its_lines_and_loses_its_escapes():
     try:
         raise ValueError("\x1b[31mred")
     except ValueError as error:
-        record = logging.makeLogRecord({"msg": "oh", "levelname": "ERROR", "exc_info": (ValueError, error, error.__traceback__)})
+        record = logging.makeLogRecord(
+            {"msg": "oh", "levelname": "ERROR", "exc_info": (ValueError, error, error.__traceback__)}
+        )
     text = PlainLines().format(record)
     assert len(text.splitlines()) > 2
     assert "\x1b" not in text

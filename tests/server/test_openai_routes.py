@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncGenerator
+from typing import Any
 
 import httpx2
 import pytest
@@ -12,7 +13,7 @@ from baseload.wire.chat import ChatRequest, Event, Failure, Finish, TextDelta, U
 from baseload.wire.errors import Forbidden, RateLimited
 
 
-def sse(text: str) -> list[object]:
+def sse(text: str) -> list[Any]:
     """The data of an event stream; "[DONE]" as it is."""
     lines = [line.removeprefix("data: ") for line in text.split("\n\n") if line.startswith("data: ")]
     return [line if line == "[DONE]" else json.loads(line) for line in lines]

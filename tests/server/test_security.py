@@ -18,7 +18,14 @@ def test_our_names_are_answered(serve, host):
 
 @pytest.mark.parametrize(
     "host",
-    ["evil.example", "evil.example:8787", "localhost.evil.example", "evil.example#127.0.0.1", "169.254.169.254", "127.0.0.1@evil"],
+    [
+        "evil.example",
+        "evil.example:8787",
+        "localhost.evil.example",
+        "evil.example#127.0.0.1",
+        "169.254.169.254",
+        "127.0.0.1@evil",
+    ],
 )
 def test_foreign_names_are_refused_whatever_a_proxy_header_says(serve, host):
     answer = serve().get("/v1/models", host=host, **{"x-forwarded-host": "localhost"})
@@ -53,7 +60,17 @@ def test_a_preflight_is_given_nothing(serve):
 
 @pytest.mark.parametrize(
     "authorization",
-    [None, "Bearer wrong", "Bearer s3cre", "Bearer s3crets3cret", "Bearer S3CRET", "Bearer", "Basic s3cret", "s3cret", "Bearer \xff"],
+    [
+        None,
+        "Bearer wrong",
+        "Bearer s3cre",
+        "Bearer s3crets3cret",
+        "Bearer S3CRET",
+        "Bearer",
+        "Basic s3cret",
+        "s3cret",
+        "Bearer \xff",
+    ],
 )
 def test_a_key_is_asked_for_everywhere_but_at_health(serve, authorization):
     running = serve(key="s3cret")
@@ -95,7 +112,9 @@ def test_numbers_and_requests_are_for_this_machine_or_the_key(serve):
         assert running.get(path, authorization="Bearer s3cret", forwarded="for=1.2.3.4").status_code in (200, 404)
 
 
-@pytest.mark.parametrize(("peer", "near"), [("127.0.0.1", True), ("::1", True), ("192.168.1.9", False), ("::ffff:8.8.8.8", False)])
+@pytest.mark.parametrize(
+    ("peer", "near"), [("127.0.0.1", True), ("::1", True), ("192.168.1.9", False), ("::ffff:8.8.8.8", False)]
+)
 def test_only_loopback_peers_are_this_machine(peer, near):
     assert from_loopback({"client": (peer, 5), "headers": []}) is near
     assert not from_loopback({"client": None, "headers": []})

@@ -1,0 +1,134 @@
+"""Try, check, escalate with the evidence.
+
+An answer with checks is held back until its verdict, so that a client never sees a word of one that failed; an answer
+without streams at once. After the first word nothing is tried again: what breaks then ends in a Failure.
+"""
+
+import time
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+
+from ..ledger.ledger import Ledger
+from ..ledger.rows import AttemptRow, OutcomeRow
+from ..wire import egress
+from ..wire.backend import Backend
+from ..wire.chat import ChatRequest, Event, Failure, Finish, Message, ReasoningDelta, Text, TextDelta, ToolCallDelta, Usage
+from . import checks as definitions
+from .checks import Answer, Check, Verdict
+from .cost import retail_usd
+from .policy import Rung
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A rung with the backend behind it. `price_provider` names it in the price data; empty for the local model."""
+
+    rung: Rung
+    backend: Backend
+    price_provider: str = ""
+
+
+class Attempt:
+    """One backend's try, being written down as it goes."""
+
+    def __init__(self, request_id: str, n: int, place: Place, ledger: Ledger) -> None:
+        model = place.rung.model.id
+        self.place, self._ledger, self._clock = place, ledger, time.monotonic()
+        self.row = AttemptRow(
+            uuid.uuid4().hex, request_id, n, place.rung.supplier or "local", model, started_ts=time.time()
+        )
+        self.events: list[Event] = []
+        self.finishes: dict[int, Finish] = {}
+        self.failure: Failure | None = None
+        self._usage = Usage(0, 0)
+        self._ended = False
+        ledger.add(self.row)
+
+    def saw(self, event: Event, *, keep: bool) -> None:
+        """Take note of an event; `keep` it if the answer is to be judged."""
+        if isinstance(event, TextDelta | ReasoningDelta | ToolCallDelta):
+            if self.row.first_token_s is None:
+                self.row = replace(self.row, first_token_s=time.monotonic() - self._clock)
+        elif isinstance(event, Usage):
+            self._usage = event
+        elif isinstance(event, Finish):
+            self.finishes[event.index] = event
+        elif isinstance(event, Failure):
+            self.failure = event
+        if keep:
+            self.events.append(event)
+
+    def answers(self, n: int) -> list[Answer]:
+        """The n choices, as the checks see them."""
+        return [self._answer(index) for index in range(n)]
+
+    def _answer(self, index: int) -> Answer:
+        own = [e for e in self.events if getattr(e, "index", None) == index]
+        text = "".join(e.text for e in own if isinstance(e, TextDelta))
+        finish = self.finishes.get(index)
+        return Answer(text, finish.reason if finish else "", any(isinstance(e, ToolCallDelta) for e in own))
+
+    def over(self, *, accepted: bool, error: str | None = None) -> None:
+        """The attempt has ended; writes its row once."""
+        if self._ended:
+            return
+        self._ended = True
+        priced = self.place.price_provider
+        usage, model = self._usage, self.place.rung.model.id.removeprefix(f"{self.place.rung.supplier}/")
+        self.row = replace(
+            self.row,
+            duration_s=time.monotonic() - self._clock,
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            cached_tokens=usage.cached_tokens,
+            finish_reason=self.finishes[0].reason if 0 in self.finishes else None,
+            accepted=accepted,
+            retail_usd=retail_usd(priced, model, usage) if priced else None,
+            error=error or (self.failure.code if self.failure else None),
+        )
+        self._ledger.add(self.row)
+
+
+async def attempt_events(
+    request: ChatRequest, attempt: Attempt, *, keep: bool
+) -> AsyncGenerator[Event, None]:
+    """The backend's events, noted on their way. Leaving early stops the backend and closes the row."""
+    egress.request_id.set(attempt.row.request_id)
+    try:
+        async with aclosing(attempt.place.backend.generate(replace(request, model=_their_name(attempt.place)))) as events:
+            async for event in events:
+                attempt.saw(event, keep=keep)
+                yield event
+    finally:
+        if attempt.failure is None and len(attempt.finishes) < request.sampling.n:
+            attempt.over(accepted=False, error="cancelled")
+
+
+def _their_name(place: Place) -> str:
+    """What the backend itself calls the model."""
+    return place.rung.model.id.removeprefix(f"{place.rung.supplier}/") if place.rung.supplier else place.rung.model.id
+
+
+def judge(request: ChatRequest, checks: Sequence[Check], attempt: Attempt, ledger: Ledger) -> list[Verdict]:
+    """The verdicts on all choices, written down; a check passes if every choice passes it."""
+    failed: dict[int, Verdict] = {}
+    verdicts: list[Verdict] = []
+    for answer in attempt.answers(request.sampling.n):
+        verdicts = definitions.run(checks, answer)
+        failed |= {i: v for i, v in enumerate(verdicts) if not v.passed and i not in failed}
+    verdicts = [failed.get(i, v) for i, v in enumerate(verdicts)]
+    for v in verdicts:
+        row = OutcomeRow(attempt.row.request_id, attempt.row.id, v.check, v.passed, v.score, v.evidence, time.time())
+        ledger.add(row)
+    return verdicts
+
+
+def with_evidence(request: ChatRequest, attempt: Attempt, verdicts: Sequence[Verdict]) -> ChatRequest:
+    """The task for the next rung: what was asked, what was tried, and why that was not accepted."""
+    reasons = "; ".join(f"{v.check}: {v.evidence}" for v in verdicts if not v.passed)
+    tried = attempt.answers(1)[0].text
+    said = (Message("assistant", (Text(tried),)),) if tried.strip() else ()
+    why = Text(f"This answer was not accepted ({reasons}). Answer the original request again, correctly and completely.")
+    return replace(request, messages=(*request.messages, *said, Message("user", (why,))))

@@ -1,0 +1,114 @@
+"""Hard gates: pure functions (request, policy, rung) -> Allowed | Denied. A denial is final; no later stage undoes it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..wire.backend import ModelInfo
+from ..wire.chat import ChatRequest, Image
+from ..wire.errors import BadRequest, BaseloadError, ContextLengthExceeded, EgressDenied, Forbidden
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the house allows. An empty `allowed_suppliers` allows none."""
+
+    air_gap: bool = False
+    allowed_suppliers: frozenset[str] = frozenset()
+    ladder: tuple[str, ...] = ()  # "supplier/model", in the order of trying
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One place where a request could run. `supplier` is empty for the local model; `prompt_tokens` None where unknown."""
+
+    name: str
+    model: ModelInfo
+    supplier: str = ""
+    not_ready: str = ""
+    prompt_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """The gate lets the request pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class Denied:
+    """The gate does not. `error` is what a client with no other rung is told."""
+
+    gate: str
+    reason: str
+    error: type[BaseloadError] = Forbidden
+
+
+Gate = Callable[[ChatRequest, Policy, Rung], Allowed | Denied]
+
+
+def air_gap(request: ChatRequest, policy: Policy, rung: Rung) -> Allowed | Denied:
+    """In an air gap only the local model runs."""
+    if rung.supplier and policy.air_gap:
+        return Denied("air_gap", "this server runs in an air gap; nothing leaves the machine", EgressDenied)
+    return Allowed()
+
+
+def supplier_allowed(request: ChatRequest, policy: Policy, rung: Rung) -> Allowed | Denied:
+    """Suppliers are denied unless the configuration names them."""
+    if rung.supplier and rung.supplier not in policy.allowed_suppliers:
+        return Denied("supplier", f"the supplier {rung.supplier} is not among the allowed ones", EgressDenied)
+    return Allowed()
+
+
+def request_allows(request: ChatRequest, policy: Policy, rung: Rung) -> Allowed | Denied:
+    """A request may forbid that it leaves."""
+    if rung.supplier and not request.extras.allow_suppliers:
+        return Denied("request", "the request does not allow suppliers")
+    return Allowed()
+
+
+def supplier_ready(request: ChatRequest, policy: Policy, rung: Rung) -> Allowed | Denied:
+    """A supplier without its key cannot be called."""
+    return Denied("ready", f"{rung.supplier}: {rung.not_ready}") if rung.not_ready else Allowed()
+
+
+def plain_completion_is_local(request: ChatRequest, policy: Policy, rung: Rung) -> Allowed | Denied:
+    """A prompt without messages has no meaning in a chat protocol."""
+    if rung.supplier and request.prompt is not None:
+        return Denied("capability", "plain completions run on the local model only", BadRequest)
+    return Allowed()
+
+
+def fits_context(request: ChatRequest, policy: Policy, rung: Rung) -> Allowed | Denied:
+    """The prompt and at least one token of an answer must fit."""
+    if rung.prompt_tokens is not None and rung.prompt_tokens >= rung.model.context_length:
+        reason = (
+            f"{rung.name}'s maximum context length is {rung.model.context_length} tokens. "
+            f"However, your prompt has {rung.prompt_tokens} tokens"
+        )
+        return Denied("context", reason, ContextLengthExceeded)
+    return Allowed()
+
+
+def sees_images(request: ChatRequest, policy: Policy, rung: Rung) -> Allowed | Denied:
+    """Images need a model that sees."""
+    has_image = any(isinstance(b, Image) for m in request.messages for b in m.content)
+    if has_image and not rung.model.vision:
+        return Denied("vision", f"{rung.name} does not take images", BadRequest)
+    return Allowed()
+
+
+GATES: tuple[Gate, ...] = (
+    air_gap,
+    supplier_allowed,
+    request_allows,
+    supplier_ready,
+    plain_completion_is_local,
+    fits_context,
+    sees_images,
+)
+
+
+def judge(request: ChatRequest, policy: Policy, rung: Rung) -> Allowed | Denied:
+    """The first denial, or Allowed."""
+    verdicts = (gate(request, policy, rung) for gate in GATES)
+    return next((v for v in verdicts if isinstance(v, Denied)), Allowed())

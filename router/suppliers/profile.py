@@ -1,0 +1,108 @@
+"""A supplier is a TOML table: where it is, what its key is called, what it can do. No vendor's name stands in Python."""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from ...wire.backend import ModelInfo
+from ...wire.client import Connection
+from ...wire.errors import BaseloadError
+
+KINDS = ("openai_chat",)
+
+
+class SupplierError(BaseloadError):
+    """A supplier's table is wrong. One line; never reaches HTTP clients."""
+
+    default_code = "supplier_error"
+
+
+@dataclass(frozen=True, slots=True)
+class SupplierProfile:
+    """One supplier. `price_provider`: its name in the price data, if it is another; seconds for the times."""
+
+    name: str
+    base_url: str
+    kind: str = "openai_chat"
+    api_key_env: str = ""  # the environment variable that holds the key; empty: none is needed
+    models: tuple[ModelInfo, ...] = ()
+    drop_fields: tuple[str, ...] = ()  # request fields that it refuses
+    price_provider: str = ""
+    connect_s: float = 10.0
+    first_byte_s: float = 60.0
+    between_bytes_s: float = 60.0
+
+    @property
+    def host(self) -> str:
+        """The host to dial."""
+        return urlsplit(self.base_url).hostname or ""
+
+    @property
+    def not_ready(self) -> str:
+        """Why it cannot be called now; empty if it can."""
+        if self.api_key_env and not os.environ.get(self.api_key_env):
+            return f"the environment variable {self.api_key_env} is not set"
+        return ""
+
+    def connection(self) -> Connection:
+        """How wire/client.py is to call it."""
+        return Connection(
+            name=self.name,
+            base_url=self.base_url,
+            api_key=os.environ.get(self.api_key_env) if self.api_key_env else None,
+            drop_fields=self.drop_fields,
+            connect_s=self.connect_s,
+            first_byte_s=self.first_byte_s,
+            between_bytes_s=self.between_bytes_s,
+        )
+
+
+def parse_profile(name: str, table: Mapping[str, Any]) -> SupplierProfile:
+    """A profile from its table. Raises SupplierError naming the key."""
+    known = {f.name for f in fields(SupplierProfile)} - {"name"}
+    if unknown := sorted(set(table) - known):
+        raise SupplierError(f"supplier {name}: unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}")
+    values: dict[str, Any] = {**table, "models": tuple(_model(name, m) for m in table.get("models", []))}
+    for key in ("base_url", "kind", "api_key_env", "price_provider"):
+        if not isinstance(values.get(key, ""), str):
+            raise SupplierError(f"supplier {name}: {key} must be a string")
+    for key in ("connect_s", "first_byte_s", "between_bytes_s"):
+        if not isinstance(values.get(key, 1.0), int | float) or values.get(key, 1.0) <= 0:
+            raise SupplierError(f"supplier {name}: {key} must be a positive number of seconds")
+    if values.get("kind", KINDS[0]) not in KINDS:
+        raise SupplierError(f"supplier {name}: kind must be one of {', '.join(KINDS)}")
+    url = urlsplit(values.get("base_url", ""))
+    if url.scheme not in ("http", "https") or not url.hostname or url.username:
+        raise SupplierError(f"supplier {name}: base_url must be an http or https address")
+    drop = values.get("drop_fields", ())
+    if not isinstance(drop, list | tuple) or not all(isinstance(f, str) for f in drop):
+        raise SupplierError(f"supplier {name}: drop_fields must be a list of names")
+    return SupplierProfile(name=name, **(values | {"drop_fields": tuple(drop)}))
+
+
+def _model(supplier: str, table: Any) -> ModelInfo:
+    known = {"id", "context_length", "tools", "vision"}
+    if not isinstance(table, dict) or not {"id", "context_length"} <= set(table) <= known:
+        raise SupplierError(f"supplier {supplier}: a model has the keys id and context_length, and may have tools and vision")
+    return ModelInfo(
+        id=f"{supplier}/{table['id']}",
+        context_length=int(table["context_length"]),
+        owned_by=supplier,
+        local=False,
+        tools=bool(table.get("tools", False)),
+        vision=bool(table.get("vision", False)),
+    )
+
+
+def load_profiles(shipped: Path, own: Mapping[str, Mapping[str, Any]]) -> dict[str, SupplierProfile]:
+    """The shipped suppliers by name, with the configuration's tables laid over them key by key. Raises SupplierError."""
+    tables: dict[str, dict[str, Any]] = {}
+    for path in sorted(shipped.glob("*.toml")):
+        tables[path.stem] = tomllib.loads(path.read_text("utf-8"))
+    for name, table in own.items():
+        tables[name] = {**tables.get(name, {}), **table}
+    return {name: parse_profile(name, table) for name, table in tables.items()}

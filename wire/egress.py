@@ -1,0 +1,114 @@
+"""The only door: every connection that leaves this process for another machine is opened here.
+
+Denied by default; loopback is free. Before a dial its record is written, durably: if it cannot be written, there is no dial.
+In an air gap nothing leaves, whatever is on the list. What must dial by itself (pip, huggingface_hub) asks `leave` first.
+"""
+
+import ipaddress
+import socket
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from .errors import EgressDenied
+
+LOOPBACK_NAMES = frozenset({"localhost", "localhost.", "ip6-localhost"})
+request_id: ContextVar[str | None] = ContextVar("egress_request_id", default=None)  # whom the next dial is for
+attempt_purpose: ContextVar[str] = ContextVar("egress_purpose", default="supplier")
+
+
+@dataclass(frozen=True, slots=True)
+class EgressRecord:
+    """One dial, allowed or refused. `ts`: seconds since the epoch."""
+
+    id: str
+    ts: float
+    host: str
+    port: int
+    purpose: str
+    request_id: str | None
+    allowed: bool
+    reason: str
+
+
+Recorder = Callable[[EgressRecord], Awaitable[None]]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is this machine, by its name or its number alone; nothing is looked up."""
+    if host.lower() in LOOPBACK_NAMES:
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+class Egress:
+    """The door. `allowed` are host names that may be dialled (suppliers of the configuration, an index for `pull`)."""
+
+    def __init__(self, allowed: frozenset[str], recorder: Recorder, *, air_gap: bool = False) -> None:
+        self.air_gap = air_gap
+        self._allowed = frozenset(host.lower() for host in allowed)
+        self._recorder = recorder
+
+    def verdict(self, host: str) -> str | None:
+        """Why `host` may not be dialled; None if it may. Pure."""
+        if is_loopback(host):
+            return None
+        if self.air_gap:
+            return "air gap: nothing leaves this machine"
+        if host.lower() not in self._allowed:
+            return "the host is not on the list of allowed hosts"
+        return None
+
+    async def leave(self, host: str, port: int, purpose: str) -> None:
+        """Ask for leave to dial `host`. Writes the record; raises EgressDenied, or what the recorder raises."""
+        if is_loopback(host):
+            return
+        reason = self.verdict(host)
+        record = EgressRecord(
+            uuid.uuid4().hex, time.time(), host, port, purpose, request_id.get(), reason is None, reason or "allowed"
+        )
+        await self._recorder(record)
+        if reason is not None:
+            raise EgressDenied(f"No connection to {host}: {reason}.")
+
+    def session(self, **options: Any) -> aiohttp.ClientSession:
+        """A session whose every dial asks here first: names are resolved, and numbers connected to, only with leave."""
+        connector = _Connector(self, limit=0, force_close=False)
+        # Compressed answers are not asked for: a few kilobytes could unpack to gigabytes.
+        headers = {"accept-encoding": "identity", **options.pop("headers", {})}
+        return aiohttp.ClientSession(connector=connector, trust_env=False, auto_decompress=False, headers=headers, **options)
+
+
+class _Connector(aiohttp.TCPConnector):
+    """aiohttp's connector, asking before each new connection, be its host a name or a number."""
+
+    def __init__(self, door: Egress, **options: Any) -> None:
+        super().__init__(resolver=_Resolver(), **options)
+        self._door = door
+
+    async def _create_connection(self, req: Any, traces: Any, timeout: Any) -> Any:
+        url = req.url
+        await self._door.leave(url.host or "", url.port or 443, attempt_purpose.get())
+        return await super()._create_connection(req, traces, timeout)
+
+
+class _Resolver(AbstractResolver):
+    """The system's resolver, reached only after leave was given."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """See AbstractResolver."""
+        return await aiohttp.ThreadedResolver().resolve(host, port, family)
+
+    async def close(self) -> None:
+        """Nothing is held open."""
