@@ -4,10 +4,11 @@ import asyncio
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from ..harness.job import load_jobs
-from ..ledger.ledger import Ledger
+from ..ledger.ledger import Ledger, default_url
 from ..ledger.rows import EgressRow
 from ..router import Policy, Router
 from ..router.suppliers.profile import SupplierProfile, load_profiles
@@ -26,27 +27,11 @@ log = logging.getLogger("baseload.server")
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
-def ledger_url(settings: Settings) -> str:
-    """Where the ledger is."""
-    return settings.ledger.url or f"sqlite:///{default_root() / 'ledger.db'}"
-
-
 def door(settings: Settings, ledger: Ledger, hosts: Sequence[str]) -> Egress:
     """The egress door, with the ledger as its book."""
 
     async def record(entry: EgressRecord) -> None:
-        await ledger.add_synced(
-            EgressRow(
-                id=entry.id,
-                ts=entry.ts,
-                host=entry.host,
-                port=entry.port,
-                purpose=entry.purpose,
-                request_id=entry.request_id,
-                allowed=entry.allowed,
-                reason=entry.reason,
-            )
-        )
+        await ledger.add_synced(EgressRow(**asdict(entry)))
 
     return Egress(frozenset(hosts), record, air_gap=settings.router.air_gap)
 
@@ -55,7 +40,7 @@ async def build_services(settings: Settings, files: Sequence[tuple[str, Path]]) 
     """Load the models `files` (name, path; the first is `local`) and start everything. Raises BaseloadError, in one line."""
     profiles = load_profiles(CONFIGS / "suppliers", settings.suppliers)
     allowed = frozenset(settings.router.allowed_suppliers)
-    ledger = Ledger.open(ledger_url(settings))
+    ledger = Ledger.open(settings.ledger.url or default_url())
     engines: list[Engine] = []
     models: list[LoadedModel] = []
     remote: dict[str, tuple[SupplierProfile, Resilient]] = {}

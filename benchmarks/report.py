@@ -1,0 +1,213 @@
+"""A load test's report: rows as data, and as a table, JSON or one HTML page."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.table import Table
+
+from .load_client import Result
+from .machine import Watched
+from .stats import Slo, Summary, summarise
+
+SCHEMA = "baseload.bench.serving/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One measured load. `load` is the number of clients (closed, prefix) or requests per second (open)."""
+
+    mode: str  # "closed" | "open" | "prefix"
+    load: float
+    cache: str  # "cold": no prompt was seen before; "warm": its shared prefix was; "unsalted": who knows
+    requests: int
+    ok: int
+    errors: dict[str, int]  # kind -> requests
+    http_429: int
+    duration_s: float
+    ttft_s: Summary
+    tpot_s: Summary
+    itl_s: Summary
+    e2e_s: Summary
+    send_delay_s: Summary  # how late requests left, by the client's fault
+    requests_per_s: float
+    output_tokens_per_s: float
+    total_tokens_per_s: float | None  # None where the server did not count the prompt
+    goodput_per_s: float | None  # None without an SLO
+    slo_met: float | None  # share of all requests
+    prompt_tokens: int | None
+    output_tokens: int
+    cached_tokens: int | None
+    tokens_from: str  # "usage": the server's count; "chunks": pieces of text
+    flags: list[str]
+    seen: Watched | None = None
+
+    @property
+    def name(self) -> str:
+        """`8 clients`, `2/s` or `prefix`."""
+        match self.mode:
+            case "closed":
+                return f"{self.load:.0f} client{'s' * (self.load != 1)}"
+            case "open":
+                return f"{self.load:g}/s"
+            case _:
+                return self.mode
+
+
+def make_row(
+    mode: str, load: float, cache: str, results: Sequence[Result], slo: Slo | None = None, seen: Watched | None = None
+) -> Row:
+    """The row of these results; latencies are those of requests answered in full."""
+    good = [r for r in results if r.error is None]
+    errors = Counter(r.error for r in results if r.error)
+    duration = max((r.ended for r in results), default=0.0) - min((r.due for r in results), default=0.0)
+    span = max(duration, 1e-9)
+    counted = all(r.output_tokens is not None for r in good) and bool(good)
+    output = sum(r.tokens for r in good)
+    prompt = sum(r.prompt_tokens or 0 for r in good) if counted else None
+    met = sum(slo.met(r.ttft, r.tpot, r.e2e) for r in good) if slo else None
+    known = [r.cached_tokens for r in good if r.cached_tokens is not None]
+    return Row(
+        mode=mode,
+        load=load,
+        cache=cache,
+        requests=len(results),
+        ok=len(good),
+        errors=dict(errors.most_common()),
+        http_429=errors["http 429"],
+        duration_s=duration,
+        ttft_s=summarise(r.ttft for r in good),
+        tpot_s=summarise(r.tpot for r in good),
+        itl_s=summarise(gap for r in good for gap in r.gaps),
+        e2e_s=summarise(r.e2e for r in good),
+        send_delay_s=summarise(r.sent - r.due for r in results),
+        requests_per_s=len(good) / span,
+        output_tokens_per_s=output / span,
+        total_tokens_per_s=None if prompt is None else (prompt + output) / span,
+        goodput_per_s=None if met is None else met / span,
+        slo_met=None if met is None else met / max(1, len(results)),
+        prompt_tokens=prompt,
+        output_tokens=output,
+        cached_tokens=sum(known) if known else None,
+        tokens_from="usage" if counted else "chunks",
+        flags=seen.flags() if seen else [],
+        seen=seen,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All rows with what one needs to know to repeat them."""
+
+    command: str
+    created: str  # ISO 8601, UTC
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    server: dict[str, Any]
+    workload: dict[str, Any]
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def prefix_ttft_ratio(self) -> float | None:
+        """Median TTFT with the shared prefix in the cache, over the median without; None if it was not measured."""
+        by = {row.cache: row.ttft_s.p50 for row in self.rows if row.mode == "prefix"}
+        cold, warm = by.get("cold"), by.get("warm")
+        return warm / cold if warm is not None and cold else None
+
+    def json(self) -> str:
+        """The whole report as one JSON document."""
+        value = {"schema": SCHEMA, **asdict(self), "prefix_ttft_ratio": self.prefix_ttft_ratio}
+        return json.dumps(value, indent=2, allow_nan=False) + "\n"
+
+
+COLUMNS = (
+    "load cache ok errors ttft_p50_ms ttft_p90_ms ttft_p99_ms tpot_p50_ms tpot_p90_ms itl_p99_ms e2e_p50_s e2e_p90_s "
+    "out_tok/s total_tok/s req/s goodput/s"
+).split()
+
+
+def cells(row: Row) -> list[str]:
+    """A row's cells under COLUMNS."""
+    errors = ", ".join(f"{n} x {kind}" for kind, n in row.errors.items()) or "0"
+    return [
+        row.name,
+        row.cache,
+        f"{row.ok}/{row.requests}",
+        errors,
+        *(_ms(value) for value in (row.ttft_s.p50, row.ttft_s.p90, row.ttft_s.p99)),
+        *(_ms(value) for value in (row.tpot_s.p50, row.tpot_s.p90, row.itl_s.p99)),
+        *(_number(value, 2) for value in (row.e2e_s.p50, row.e2e_s.p90)),
+        *(_number(value, 1) for value in (row.output_tokens_per_s, row.total_tokens_per_s)),
+        *(_number(value, 2) for value in (row.requests_per_s, row.goodput_per_s)),
+    ]
+
+
+def _ms(seconds: float | None) -> str:
+    return "—" if seconds is None else f"{seconds * 1000:.1f}"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "—" if value is None else f"{value:.{digits}f}"
+
+
+def table(report: Report) -> Table:
+    """The rows for a terminal."""
+    shown = Table(box=None, header_style="bold", pad_edge=False)
+    for n, column in enumerate(COLUMNS):
+        name, _, unit = column.rpartition("_") if column.endswith(("_ms", "_s")) else (column, "", "")
+        shown.add_column(f"{name.replace('_', ' ')}{' ' + unit if unit else ''}", justify="left" if n < 2 else "right")
+    for row in report.rows:
+        shown.add_row(*cells(row))
+    return shown
+
+
+def notes(report: Report) -> list[str]:
+    """What a reader of the table must know, one sentence each."""
+    said = []
+    if (ratio := report.prefix_ttft_ratio) is not None:
+        said.append(f"A shared prefix in the cache cuts the median TTFT to {ratio:.2f} of a cold one's.")
+    if any(row.ttft_s.p99 is None for row in report.rows):
+        said.append("— for a p99: fewer than 100 values.")
+    if any(row.tokens_from == "chunks" for row in report.rows):
+        said.append("The server sent no usage in some rows: tokens there are pieces of text, counted by the client.")
+    if any(row.mode == "open" for row in report.rows):
+        said.append("Open loop: latencies count from the moment a request was due.")
+    said += [f"{row.name}: {flag}." for row in report.rows for flag in row.flags]
+    return said
+
+
+PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>{title}</title>
+<style>body{{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:76rem;padding:0 1rem;color:#1c1c1c}}
+table{{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}}th,td{{padding:.3rem .6rem;text-align:right;
+border-bottom:1px solid #ddd}}th:first-child,td:first-child,th:nth-child(2),td:nth-child(2){{text-align:left}}
+img{{max-width:100%}}pre{{background:#f5f5f5;padding:.8rem;overflow:auto}}</style>
+<h1>{title}</h1><p>{created}</p><img alt="Throughput and latency against load" src="data:image/png;base64,{image}">
+<div style="overflow:auto"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>
+<ul>{notes}</ul><h2>Command</h2><pre>{command}</pre><h2>Data</h2><pre>{data}</pre></html>
+"""
+
+
+def page(report: Report, png: bytes) -> str:
+    """One HTML page with the picture, the table and the data, which needs no other file."""
+
+    def tags(name: str, values: Sequence[str]) -> str:
+        return "".join(f"<{name}>{html.escape(value)}</{name}>" for value in values)
+
+    facts = {"server": report.server, "workload": report.workload, "machine": report.machine, "versions": report.versions}
+    return PAGE.format(
+        title=html.escape(f"Serving {report.server.get('model', '')}"),
+        created=html.escape(report.created),
+        image=base64.b64encode(png).decode(),
+        head=tags("th", [column.replace("_", " ") for column in COLUMNS]),
+        body="".join(f"<tr>{tags('td', cells(row))}</tr>" for row in report.rows),
+        notes=tags("li", notes(report)),
+        command=html.escape(report.command),
+        data=html.escape(json.dumps(facts, indent=2)),
+    )
