@@ -19,6 +19,7 @@ TICK_S = 0.02
 BUSY_CLIENT = 0.8  # of one core: the client's event loop has no room left
 LATE_LOOP_S = 0.025  # p99 of how late the event loop wakes
 NOISY_HOST = 0.10  # of all cores, used by neither the client nor the server
+SHORTEST_S = 0.5  # the system counts CPU time in ticks of 10 ms: in less time than this they tell nothing
 
 
 def describe() -> dict[str, Any]:
@@ -61,7 +62,7 @@ def find_server(port: int) -> psutil.Process | None:
     """The process on this machine that listens on `port`; None if it cannot be seen."""
     try:
         for connection in psutil.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+            if connection.status == psutil.CONN_LISTEN and getattr(connection.laddr, "port", 0) == port and connection.pid:
                 return psutil.Process(connection.pid)
     except psutil.Error:
         pass
@@ -91,7 +92,7 @@ class Watched:
 
     client_cpu: float
     server_cpu: float | None  # None: the server runs elsewhere, or cannot be seen
-    others_cpu: float | None  # None: the server runs here, but cannot be told from the others
+    others_cpu: float | None  # None: the server runs here, but cannot be told from the others; or it was too short a time
     loop_late_p99_s: float
 
     def flags(self) -> list[str]:
@@ -122,13 +123,15 @@ class Watch:
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._ticking.cancel()
-        wall, busy, own, server = (after - before for after, before in zip(self._counts(), self._before, strict=True))
+        # A server that ended meanwhile took its count with it: no less than none.
+        wall, busy, own, server = (max(0.0, b - a) for a, b in zip(self._before, self._counts(), strict=True))
         everything = max(wall, 1e-9) * (os.cpu_count() or 1)
         late = sorted(self._late)
+        known = wall >= SHORTEST_S and (self._server is not None or not self._local)
         self.seen = Watched(
             client_cpu=own / max(wall, 1e-9),
             server_cpu=server / everything if self._server else None,
-            others_cpu=None if self._local and not self._server else max(0.0, busy - own - server) / everything,
+            others_cpu=max(0.0, busy - own - server) / everything if known else None,
             loop_late_p99_s=late[int(len(late) * 0.99)] if late else 0.0,
         )
 

@@ -39,9 +39,11 @@ def _frame(axes: Axes, rows: Sequence[Row], title: str, unit: str) -> None:
     axes.set_title(title)
     axes.set_ylabel(unit)
     axes.set_xticks([row.load for row in rows], [f"{row.load:g}" for row in rows])
+    axes.margins(0.08)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    if axes.get_legend_handles_labels()[0]:  # nothing was answered: nothing to name
+        axes.legend(frameon=False)
 
 
 def _throughput(axes: Axes, rows: Sequence[Row]) -> None:
@@ -55,7 +57,8 @@ def _throughput(axes: Axes, rows: Sequence[Row]) -> None:
 
 def _latency(axes: Axes, rows: Sequence[Row], summaries: Sequence[Summary], title: str) -> None:
     for name, label, colour in PERCENTILES:
-        points = [(row.load, value * 1000) for row, s in zip(rows, summaries, strict=True) if (value := getattr(s, name))]
+        values = [getattr(summary, name) for summary in summaries]
+        points = [(row.load, value * 1000) for row, value in zip(rows, values, strict=True) if value is not None]
         if points:
             axes.plot(*zip(*points, strict=True), "o-", color=colour, label=label)
     _frame(axes, rows, title, "milliseconds")

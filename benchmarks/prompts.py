@@ -13,17 +13,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-WORDS = (
-    "time year people way day man thing woman life child world school state family student group country problem hand part "
-    "place case week company system program question work government number night point home water room mother area money "
-    "story fact month lot right study book eye job word business issue side kind head house service friend father power hour "
-    "game line end member law car city community name president team minute idea body information back parent face others "
-    "level office door health person art war history party result change morning reason research girl guy moment air teacher "
-    "force education foot boy age policy process music market sense nation plan college interest death experience effect use "
-    "class control field development role effort rate heart drug show leader light voice wife police mind price report "
-    "decision son view relationship town road arm difference value building action season society tax director position "
-    "player record paper space ground form event official matter center couple site project activity star table need court"
-).split()
+COMMON = """
+time year people way day man thing woman life child world school state family student group country problem hand part
+place case week company system program question work government number night point home water room mother area money story
+fact month lot right study book eye job word business issue side kind head house service friend father power hour game
+line end member law car city community name president team minute idea body information back parent face others level
+office door health person art war history party result change morning reason research girl guy moment air teacher force
+education foot boy age policy process music market sense nation plan college interest death experience effect use class
+control field development role effort rate heart drug show leader light voice wife police mind price report decision son
+view relationship town road arm difference value building action season society tax director position player record paper
+space ground form event official matter center couple site project activity star table need court
+"""
+WORDS = COMMON.split()
 SALT_WORDS = 4
 
 
@@ -67,7 +68,7 @@ def words(n: int, key: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """Prompts of `input_tokens` words, of which the first `shared_tokens` are one of `prefixes` texts in turn."""
+    """Prompts of `input_tokens` words, after `shared_tokens` words more that are one of `prefixes` texts in turn."""
 
     input_tokens: int
     output_tokens: int
@@ -78,7 +79,7 @@ class Generated:
 
     def prompt(self, row: str, n: int) -> Prompt:
         """The n-th prompt of a row; no two rows share a word sequence, except for the shared prefixes."""
-        own = words(max(1, self.input_tokens - self.shared_tokens), f"{self.seed}/{self.salt}/{row}/{n}")
+        own = words(self.input_tokens, f"{self.seed}/{self.salt}/{row}/{n}")
         if self.shared_tokens:
             own = f"{self.prefix(n % self.prefixes)} {own}"
         return Prompt(own, max_tokens=self.output_tokens)

@@ -127,9 +127,9 @@ class Report:
 
 
 COLUMNS = (
-    "load cache ok errors ttft_p50_ms ttft_p90_ms ttft_p99_ms tpot_p50_ms tpot_p90_ms itl_p99_ms e2e_p50_s e2e_p90_s "
-    "out_tok/s total_tok/s req/s goodput/s"
-).split()
+    *("load", "cache", "ok", "errors", "TTFT p50 ms", "p90", "p99", "TPOT p50 ms", "p90", "ITL p99 ms"),
+    *("e2e p50 s", "p90", "output tok/s", "total tok/s", "req/s", "good req/s"),
+)
 
 
 def cells(row: Row) -> list[str]:
@@ -160,8 +160,7 @@ def table(report: Report) -> Table:
     """The rows for a terminal."""
     shown = Table(box=None, header_style="bold", pad_edge=False)
     for n, column in enumerate(COLUMNS):
-        name, _, unit = column.rpartition("_") if column.endswith(("_ms", "_s")) else (column, "", "")
-        shown.add_column(f"{name.replace('_', ' ')}{' ' + unit if unit else ''}", justify="left" if n < 2 else "right")
+        shown.add_column(column, justify="left" if n < 2 else "right")
     for row in report.rows:
         shown.add_row(*cells(row))
     return shown
@@ -178,7 +177,7 @@ def notes(report: Report) -> list[str]:
         said.append("The server sent no usage in some rows: tokens there are pieces of text, counted by the client.")
     if any(row.mode == "open" for row in report.rows):
         said.append("Open loop: latencies count from the moment a request was due.")
-    said += [f"{row.name}: {flag}." for row in report.rows for flag in row.flags]
+    said += dict.fromkeys(f"{row.name}: {flag}." for row in report.rows for flag in row.flags)
     return said
 
 
@@ -205,7 +204,7 @@ def page(report: Report, png: bytes) -> str:
         title=html.escape(f"Serving {report.server.get('model', '')}"),
         created=html.escape(report.created),
         image=base64.b64encode(png).decode(),
-        head=tags("th", [column.replace("_", " ") for column in COLUMNS]),
+        head=tags("th", COLUMNS),
         body="".join(f"<tr>{tags('td', cells(row))}</tr>" for row in report.rows),
         notes=tags("li", notes(report)),
         command=html.escape(report.command),

@@ -7,158 +7,21 @@ import os
 import secrets
 import shlex
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
-from urllib.parse import urlsplit
+from typing import Annotated
 
-import aiohttp
-import psutil
 import typer
 import uvloop
 from rich.console import Console
 
-from .load_client import PATHS, Result, Target, ask, closed_loop, open_loop
-from .machine import Watch, describe, find_server, versions
+from .load_client import PATHS
+from .load_test import Options, run
 from .plot import draw
-from .prompts import Generated, Listed, read_prompts
-from .report import Report, Row, make_row, notes, page, table
-from .stats import Slo, parse_slo, poisson_arrivals, positive
+from .report import Report, Row, notes, page, table
+from .stats import Slo, parse_slo, positive
 
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """One load test. Without `duration_s`, each row is `requests` requests."""
-
-    url: str
-    model: str
-    endpoint: str = "chat"
-    concurrency: tuple[int, ...] = (1, 8, 32)
-    rates: tuple[float, ...] = ()  # requests per second
-    requests: int = 64
-    duration_s: float | None = None
-    warmup: int = 2
-    input_tokens: int = 128
-    output_tokens: int = 128
-    shared_prefix_tokens: int = 0
-    prefixes: int = 4
-    prompts: Path | None = None
-    seed: int = 0
-    salt: str = ""  # empty: the same prompts in every run
-    temperature: float = 0.0
-    ignore_eos: bool = True
-    slo: Slo | None = None
-    timeout_s: float = 600.0
-    api_key: str = ""
-
-    def target(self) -> Target:
-        """Where and how to ask. `ignore_eos` is sent only when on: not every server knows it."""
-        fields: dict[str, Any] = {"temperature": self.temperature, **({"ignore_eos": True} if self.ignore_eos else {})}
-        headers = {"authorization": f"Bearer {self.api_key}"} if self.api_key else {}
-        return Target(_base(self.url), self.model, self.endpoint, headers, fields, self.timeout_s)
-
-    def source(self) -> Generated | Listed:
-        """The prompts. Raises ValueError or OSError for a bad file."""
-        if self.prompts:
-            return Listed(read_prompts(self.prompts, self.output_tokens), self.salt)
-        return Generated(
-            self.input_tokens, self.output_tokens, self.seed, self.salt, self.shared_prefix_tokens, max(1, self.prefixes)
-        )
-
-
-def _base(url: str) -> str:
-    url = url.rstrip("/")
-    return url if url.endswith("/v1") else f"{url}/v1"
-
-
-async def run(options: Options, command: str = "", tell: Callable[[Row], None] = lambda row: None) -> Report:
-    """Run every row and report. `tell` hears of each row when it is done. Raises ValueError or OSError for a bad prompt file."""
-    target = options.target()
-    source = options.source()
-    async with target.session() as session:
-        report = Report(
-            command=command,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            versions=versions(),
-            machine=describe(),
-            server=await _about(session, target),
-            workload=_workload(options),
-        )
-        bench = _Bench(options, session, target, source)
-        await closed_loop(session, target, source.stream("warm-up"), 1, options.warmup)
-        async for row in bench.rows():
-            report.rows.append(row)
-            tell(row)
-    return report
-
-
-def _workload(options: Options) -> dict[str, Any]:
-    hidden = {"url", "model", "api_key"}
-    return {name: str(v) if isinstance(v, Path) else v for name, v in asdict(options).items() if name not in hidden}
-
-
-async def _about(session: aiohttp.ClientSession, target: Target) -> dict[str, Any]:
-    """What the server says of itself and of the model; best effort."""
-    about: dict[str, Any] = {"url": target.base_url, "model": target.model, "endpoint": target.endpoint}
-    try:
-        async with session.get(f"{target.base_url}/models", timeout=aiohttp.ClientTimeout(total=10)) as response:
-            about["software"] = response.headers.get("server")
-            known = (await response.json(content_type=None))["data"]
-        about["model_info"] = next((model for model in known if model["id"] == target.model), None)
-    except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError):
-        about["model_info"] = None
-    return about
-
-
-class _Bench:
-    """The rows of one run, one after the other."""
-
-    def __init__(
-        self, options: Options, session: aiohttp.ClientSession, target: Target, source: Generated | Listed
-    ) -> None:
-        self._options, self._session, self._target, self._source = options, session, target, source
-        parts = urlsplit(target.base_url)
-        self._local = parts.hostname in ("127.0.0.1", "localhost", "::1")
-        self._server: psutil.Process | None = find_server(parts.port or 80) if self._local else None
-        shared = isinstance(source, Generated) and source.shared_tokens > 0
-        self._cache = "unsalted" if not options.salt else "warm" if shared else "cold"
-
-    async def rows(self):
-        """Each row when it is done: the shared prefixes, then the closed loops, then the open ones."""
-        o = self._options
-        requests = None if o.duration_s else o.requests
-        if isinstance(self._source, Generated) and self._source.shared_tokens:
-            async with self._watch() as watch:
-                cold, warm = await self._prefixes(self._source)
-            yield make_row("prefix", 1, "cold" if o.salt else "unsalted", cold, o.slo, watch.seen)
-            yield make_row("prefix", 1, "warm", warm, o.slo, watch.seen)
-        for n in o.concurrency:
-            async with self._watch() as watch:
-                prompts = self._source.stream(f"closed/{n}")
-                results = await closed_loop(self._session, self._target, prompts, n, requests, o.duration_s)
-            yield make_row("closed", n, self._cache, results, o.slo, watch.seen)
-        for rate in o.rates:
-            arrivals = poisson_arrivals(rate, o.seed, requests, o.duration_s)
-            async with self._watch() as watch:
-                results = await open_loop(self._session, self._target, self._source.stream(f"open/{rate}"), arrivals)
-            yield make_row("open", rate, self._cache, results, o.slo, watch.seen)
-
-    def _watch(self) -> Watch:
-        return Watch(self._server, self._local)
-
-    async def _prefixes(self, source: Generated) -> tuple[list[Result], list[Result]]:
-        """Each shared prefix twice with different ends, alone on the server: the first is cold, the second warm."""
-        both: tuple[list[Result], list[Result]] = ([], [])
-        for k in range(source.prefixes):
-            for half, results in enumerate(both):
-                prompt = source.prompt(f"prefix/{half}", k)
-                results.append(await ask(self._session, self._target, prompt))
-        return both
-
-
-# ------------------------------------------------------------------------------------------------------ command line
+__all__ = ["Options", "main", "run", "serving"]
 
 
 def _numbers(text: str, name: str) -> tuple[float, ...]:
@@ -176,6 +39,7 @@ def _slo(text: str) -> Slo | None:
 
 
 def serving(
+    context: typer.Context,
     model: Annotated[str, typer.Option(help="The model's name on that server.")] = "local",
     url: Annotated[str, typer.Option(help="The server.")] = "http://127.0.0.1:8787",
     endpoint: Annotated[str, typer.Option(help="chat or completions.")] = "chat",
@@ -225,4 +89,52 @@ def serving(
         timeout_s=timeout,
         api_key=os.environ.get(api_key_env, ""),
     )
-    _show(options, json, html, png)
+    report = _run(options, context.obj or "")
+    _show(report)
+    _write(report, json, html, png)
+    if not any(row.ok for row in report.rows):
+        raise typer.Exit(1)
+
+
+def _run(options: Options, command: str) -> Report:
+    progress = Console(stderr=True, highlight=False)
+
+    def tell(row: Row) -> None:
+        name = f"{row.mode} {row.load:g} {row.cache}"
+        progress.print(f"{name}: {row.ok} of {row.requests} answered, {row.output_tokens_per_s:.1f} tokens/s", markup=False)
+
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(run(options, command, tell))
+    except (ValueError, OSError) as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _show(report: Report) -> None:
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, markup=False, width=400)  # piped: long lines, for grep and awk
+    console.print(table(report))
+    for note in notes(report):
+        console.print(note)
+
+
+def _write(report: Report, json: Path | None, html: Path | None, png: Path | None) -> None:
+    if json:
+        json.write_text(report.json(), "utf-8")
+    if html or png:
+        picture = draw(report)
+        if png:
+            png.write_bytes(picture)
+        if html:
+            html.write_text(page(report, picture), "utf-8")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run it with these command-line words; gives the exit status. Raises click's errors for wrong usage."""
+    app = typer.Typer(add_completion=False)
+    app.command()(serving)
+    words = sys.argv[1:] if words is None else list(words)
+    name = "baseload bench serving"
+    command = typer.main.get_command(app)
+    return command.main(words, name, standalone_mode=False, obj=f"{name} {shlex.join(words)}") or 0

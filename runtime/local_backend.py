@@ -1,137 +1,143 @@
-"""A local engine as a Backend: chat template and tokenizer before it, events after it."""
+"""The local model as a Backend: a request in the neutral language to token ids, the engine's outputs to events."""
 
 import asyncio
-import itertools
 import logging
-import time
+import uuid
 from collections.abc import AsyncGenerator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 
 from ..wire.backend import ModelInfo
 from ..wire.chat import ChatRequest, Event, Failure, Finish, TextDelta, Usage
-from ..wire.errors import BadRequest, BaseloadError
+from ..wire.errors import BaseloadError, InternalError
 from .engine import Engine, GenerationRequest, GenerationStream, TokenOutput
 from .models.model_file import LoadedModel
 
-log = logging.getLogger("baseload.runtime")
+log = logging.getLogger("baseload.local")
 
-OFF_LOOP_CHARS = 20_000  # a longer prompt is rendered and tokenised in a thread, so that no stream waits for it
+LONG_PROMPT = 20_000  # characters of a plain prompt; tokenising more would stall the event loop
+N_THREADS = 2  # for templates and long prompts
+
+Indexed = tuple[int, TokenOutput]  # (choice, output)
 
 
 class LocalBackend:
-    """One model on one engine, under one name."""
+    """A model in this process, behind wire.backend.Backend."""
 
-    def __init__(self, model: LoadedModel, engine: Engine, name: str) -> None:
+    def __init__(self, model: LoadedModel, engine: Engine, name: str, created: int = 0) -> None:
+        """`engine` runs `model`; `name` is what clients call it, `created` its unix time."""
         self._model, self._engine = model, engine
-        self._ids = itertools.count()
-        self._info = ModelInfo(
-            id=name, context_length=engine.longest, tools=model.template.knows_tools, created=int(time.time())
-        )
-
-    @property
-    def models(self) -> tuple[ModelInfo, ...]:
-        """The one model."""
-        return (self._info,)
-
-    def count_tokens(self, request: ChatRequest) -> int:
-        """The prompt's length in tokens. Raises BadRequest for one that cannot be rendered."""
-        return len(self._encode(request))
+        self._threads = ThreadPoolExecutor(N_THREADS, "prompt")
+        info = ModelInfo(name, engine.longest, local=True, tools=model.template.knows_tools, created=created)
+        self.models = (info,)
 
     async def generate(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
         """See Backend.generate."""
+        streams: list[GenerationStream] = []
         try:
-            ids = await self._prompt(request)
-            streams = self._submit(request, ids)
+            prompt = await self._encode(request)
+            streams += self._submit(request, prompt)
+            for index in range(len(streams) if request.echo else 0):
+                yield TextDelta(self._echo(request, prompt), index)
+            async with aclosing(_events(streams)) as events:
+                async for event in events:
+                    yield event
         except BaseloadError as error:
             yield _failure(error)
-            return
         except Exception:
-            log.exception("a prompt could not be made into tokens")
-            yield Failure("The prompt could not be made into tokens.")
-            return
-        try:
-            if request.echo:
-                text = request.prompt if isinstance(request.prompt, str) else self._model.tokenizer.decode(list(ids))
-                for index in range(request.sampling.n):
-                    yield TextDelta(text, index)
-            async for event in _events(streams):
-                yield event
+            log.exception("a request failed outside of the engine")
+            yield _failure(InternalError("Something went wrong here; the log has the details."))
         finally:
             for stream in streams:
                 await stream.aclose()
 
-    async def _prompt(self, request: ChatRequest) -> tuple[int, ...]:
-        size = len(request.prompt or "") + sum(len(m.text) for m in request.messages)
-        if size <= OFF_LOOP_CHARS and not request.tools:
-            return self._encode(request)
-        return await asyncio.to_thread(self._encode, request)
+    def count_tokens(self, request: ChatRequest) -> int:
+        """See Backend.count_tokens. Blocks while the template runs."""
+        return len(self._tokens(request))
 
-    def _encode(self, request: ChatRequest) -> tuple[int, ...]:
+    def close(self) -> None:
+        """Let the template's process and the threads go."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._model.template.close()
+
+    async def _encode(self, request: ChatRequest) -> Sequence[int]:
+        """The prompt's ids. Another thread makes them where that may take long: a template runs in a process of its own,
+        which is waited for."""
+        if isinstance(request.prompt, tuple) or (request.prompt is not None and len(request.prompt) < LONG_PROMPT):
+            return self._tokens(request)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._tokens, request)
+
+    def _tokens(self, request: ChatRequest) -> Sequence[int]:
         if request.prompt is None:
-            return tuple(self._model.template.encode(request, self._model.tokenizer))
-        if not isinstance(request.prompt, str):
+            return self._model.template.encode(request, self._model.tokenizer)
+        if isinstance(request.prompt, tuple):
             return request.prompt
-        tokenizer = self._model.tokenizer
-        bos = [tokenizer.bos_id] if self._model.config.add_bos and tokenizer.bos_id is not None else []
-        ids = (*bos, *tokenizer.encode(request.prompt, specials=False))
-        if not ids:
-            raise BadRequest("The prompt is empty.", param="prompt")
-        return ids
+        # A plain prompt is the whole of what the model reads, control tokens included: whoever sends one writes the template.
+        ids, bos = self._model.tokenizer.encode(request.prompt, specials=True), self._model.tokenizer.bos_id
+        needs_bos = self._model.config.add_bos and bos is not None and ids[:1] != [bos]
+        return [bos, *ids] if needs_bos and bos is not None else ids
 
-    def _submit(self, request: ChatRequest, ids: tuple[int, ...]) -> list[GenerationStream]:
+    def _submit(self, request: ChatRequest, prompt: Sequence[int]) -> list[GenerationStream]:
+        """One stream for each choice, or none and an exception."""
         streams: list[GenerationStream] = []
+        name = uuid.uuid4().hex
         try:
             for choice in range(request.sampling.n):
-                asked = GenerationRequest(f"{self._info.id}-{next(self._ids)}", ids, request.sampling, choice)
-                streams.append(self._engine.submit(asked))
+                wanted = GenerationRequest(f"{name}-{choice}", prompt, request.sampling, choice)
+                streams.append(self._engine.submit(wanted))
         except BaseloadError:
             for stream in streams:
                 self._engine.abort(stream.request_id)
             raise
         return streams
 
+    def _echo(self, request: ChatRequest, prompt: Sequence[int]) -> str:
+        return request.prompt if isinstance(request.prompt, str) else self._model.tokenizer.decode(prompt)
 
-async def _events(streams: Sequence[GenerationStream]) -> AsyncGenerator[Event, None]:
-    """All choices' outputs as one stream of events: usage at the first token, and again before the last finish."""
-    open_choices, completion, begun = len(streams), 0, False
-    async for index, output in _merged(streams):
-        if output.failure:
-            yield output.failure
-            return
-        completion += len(output.token_ids)
-        if not begun:
-            begun = True
-            yield Usage(output.prompt_tokens, completion, output.cached_tokens)
-        if output.text or output.logprobs or not output.is_last:
+
+async def _events(streams: list[GenerationStream]) -> AsyncGenerator[Event, None]:
+    """The outputs of all choices as events, Usage with the first token and before the last Finish."""
+    left, spoken = len(streams), 0
+    first = TokenOutput()
+    async with aclosing(_merged(streams)) as outputs:
+        async for index, output in outputs:
+            if output.failure is not None:
+                yield output.failure
+                return
+            if not spoken:
+                first = output
+                yield Usage(first.prompt_tokens, 0, first.cached_tokens)
+            spoken += len(output.token_ids)
             yield TextDelta(output.text, index, len(output.token_ids), output.logprobs)
-        if output.finish:
-            open_choices -= 1
-            if not open_choices:
-                yield Usage(output.prompt_tokens, completion, output.cached_tokens)
-            yield Finish(output.finish, index, output.matched_stop)
+            if output.finish is not None:
+                left -= 1
+                if not left:
+                    yield Usage(first.prompt_tokens, spoken, first.cached_tokens)
+                yield Finish(output.finish, index, output.matched_stop)
 
 
-async def _merged(streams: Sequence[GenerationStream]) -> AsyncGenerator[tuple[int, TokenOutput], None]:
+async def _merged(streams: list[GenerationStream]) -> AsyncGenerator[Indexed, None]:
+    """The outputs of all streams as they come."""
     if len(streams) == 1:
         async for output in streams[0]:
             yield 0, output
         return
-    queue: asyncio.Queue[tuple[int, TokenOutput]] = asyncio.Queue()
+    queue: asyncio.Queue[Indexed] = asyncio.Queue()
 
-    async def forward(index: int, stream: GenerationStream) -> None:
+    async def pump(index: int, stream: GenerationStream) -> None:
         async for output in stream:
             queue.put_nowait((index, output))
 
-    tasks = [asyncio.create_task(forward(i, s)) for i, s in enumerate(streams)]
+    pumps = [asyncio.create_task(pump(index, stream)) for index, stream in enumerate(streams)]
     try:
-        left = len(tasks)
+        left = len(streams)
         while left:
             index, output = await queue.get()
             left -= output.is_last
             yield index, output
     finally:
-        for task in tasks:
+        for task in pumps:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _failure(error: BaseloadError) -> Failure:

@@ -6,6 +6,7 @@ import asyncio
 import re
 from typing import Any
 
+import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -59,7 +60,8 @@ async def one_request(request: Request, request_id: str) -> Response:
     found: dict[str, Any] | None = await asyncio.to_thread(_look_up, ledger, request_id) if ledger else None
     if found is None:
         raise NotFound("There is no such request in the ledger.")
-    return json_reply(found)
+    # The database's column names are of a subclass of str.
+    return Response(orjson.dumps(found, option=orjson.OPT_NON_STR_KEYS), media_type="application/json")
 
 
 def _look_up(ledger: Any, request_id: str) -> dict[str, Any] | None:

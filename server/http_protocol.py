@@ -8,6 +8,7 @@ line feed, blanks in a header's name.
 from __future__ import annotations
 
 import logging
+import socket
 from asyncio import TimerHandle, Transport
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -33,6 +34,7 @@ class Limits:
     body_bytes: int = 32 * 2**20
     body_s: float = 30.0  # between two reads of a body
     stall_s: float = 30.0  # a reader that takes nothing for so long is dropped
+    send_buffer: int = 262_144  # asked of the kernel, which takes twice as much
     connections: int = 512
     linger_s: float = 2.0  # reading on after a refusal, or the client's kernel would drop the answer
 
@@ -53,6 +55,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().connection_made(transport)
+        # The kernel's own buffer grows to megabytes, and tells of a reader's progress in steps of a third of it.
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.limits.send_buffer)
         if len(self.connections) > self.limits.connections:
             self._refuse(Unavailable("Too many connections are open.", retry_after=2))
             return

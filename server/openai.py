@@ -129,7 +129,7 @@ class Making:
         self._handlings: list[Handling] = []
         self._flow: EventFlow | None = None
         self._ended: Failure | None = None
-        self._over = False
+        self._booked = False
 
     async def respond(self, services: Services, endpoint: Endpoint, context: RequestContext) -> Response:
         """The response, whole or about to stream. Raises what the router raises."""
@@ -148,17 +148,22 @@ class Making:
         return failure_reply(failure, headers) if failure else json_reply(body, headers=headers)
 
     async def over(self, gone: bool) -> None:
-        """The answer is over, once; everything that still works on it stops."""
-        if self._over:
+        """The answer is over; everything that still works on it stops. Safe to call again, as after a cancellation in here."""
+        try:
+            if self._flow:
+                await self._flow.close()
+            for handling in self._handlings:
+                await handling.events.aclose()
+        finally:
+            self._book(gone)
+
+    def _book(self, gone: bool) -> None:
+        if self._booked:
             return
-        self._over = True
-        if self._flow:
-            await self._flow.close()
-        for handling in self._handlings:
-            await handling.events.aclose()
+        self._booked = True
         self._life.leave(self)
-        attempts = sum(len(list(handling.attempts)) for handling in self._handlings)
-        self._meter.over(self._notes.route, attempts, gone)
+        self._notes.route = self._route()
+        self._meter.over(self._notes.route, self._attempts(), gone)
         if usage := self._meter.usage:
             self._notes.prompt_tokens, self._notes.completion_tokens = usage.prompt_tokens, usage.completion_tokens
         self._notes.gone = gone
@@ -168,7 +173,6 @@ class Making:
             # Each prompt is a request of its own in the ledger.
             own = replace(context, request_id=f"{context.request_id}.{n}") if n else context
             self._handlings.append(await services.router.handle(ask, own))
-        self._notes.route = self._handlings[0].route
         sources, choices = [h.events for h in self._handlings], self._asks[0].sampling.n
         events = sources[0] if len(sources) == 1 else together(sources, choices)
         self._flow = EventFlow(events, choices * len(sources), context.request_id)
@@ -186,12 +190,17 @@ class Making:
         if self._flow:
             self._flow.end(failure)
 
+    def _route(self) -> str:
+        return self._handlings[0].route if self._handlings else ""
+
+    def _attempts(self) -> int:
+        return sum(len(handling.attempts) for handling in self._handlings)
+
     def _headers(self) -> dict[str, str]:
-        return {"x-baseload-route": self._notes.route} if self._notes.route else {}
+        return {"x-baseload-route": route} if (route := self._route()) else {}
 
     def _costs(self) -> dict[str, str]:
-        known = [h.cost_usd for h in self._handlings if h.cost_usd is not None]
-        attempts = sum(len(list(h.attempts)) for h in self._handlings)
-        self._notes.route = self._handlings[0].route
-        cost = {"x-baseload-cost-usd": f"{sum(known):.6f}"} if known else {}
-        return {"x-baseload-route": self._notes.route, "x-baseload-attempts": str(attempts), **cost}
+        costs = [handling.cost_usd for handling in self._handlings]
+        known = [cost for cost in costs if cost is not None]
+        total = {"x-baseload-cost-usd": f"{sum(known):.6f}"} if len(known) == len(costs) else {}
+        return {"x-baseload-attempts": str(self._attempts()), **total}

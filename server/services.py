@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -24,7 +24,7 @@ class Handling(Protocol):
     @property
     def events(self) -> AsyncGenerator[Event, None]: ...
     @property
-    def attempts(self) -> Iterable[Any]: ...
+    def attempts(self) -> Sequence[Any]: ...
     @property
     def cost_usd(self) -> float | None: ...
     @property

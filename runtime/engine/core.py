@@ -5,20 +5,24 @@ import secrets
 from collections.abc import Iterable
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+from ...kernels.spec import StepBatch
 from ...wire.chat import Failure, FinishReason, TokenLogprob
 from ...wire.errors import BadRequest, ContextLengthExceeded
 from .batch import build_batch
 from .config import EngineConfig
 from .detokenize import Detokenizer, TokenBytes
 from .kv_cache import KvCache
-from .model_runner import ModelRunner
 from .request import GenerationRequest, Sequence, TokenOutput
 from .sampler import Sampled, sample
-from .scheduler import Plan, Scheduler
+from .scheduler import Scheduler
 
 log = logging.getLogger("baseload.engine")
 
-BROKEN = Failure("The model failed on this request.", code="engine_error")
+BROKEN = Failure("The model failed on this request.")
+CANCELLED = Failure("The request was cancelled.", 499, "server_error", "cancelled")
 Outputs = list[tuple[str, TokenOutput]]  # (request id, what the step brought it)
 
 
@@ -31,18 +35,38 @@ class EngineTokenizer(TokenBytes, Protocol):
         ...
 
 
-class EngineCore:
-    """Requests, pages and the model's steps. One thread at a time."""
+class StepRunner(Protocol):
+    """What the engine needs of a model_runner.ModelRunner, which see."""
 
-    def __init__(self, runner: ModelRunner, tokenizer: EngineTokenizer, config: EngineConfig) -> None:
+    @property
+    def vocab(self) -> int:
+        """Width of the logits."""
+        ...
+
+    @property
+    def context_length(self) -> int:
+        """The longest sequence, in tokens."""
+        ...
+
+    def run(self, batch: StepBatch) -> NDArray[np.float32]:
+        """Logits [L, vocab] of `batch.logit_rows`."""
+        ...
+
+
+class EngineCore:
+    """Requests, pages and the model's steps. One thread at a time.
+
+    Each submitted request gets exactly one output that is its last: from a `step`, or from `end_all`.
+    """
+
+    def __init__(self, runner: StepRunner, tokenizer: EngineTokenizer, config: EngineConfig) -> None:
         self._runner, self._tokenizer, self._config = runner, tokenizer, config
-        self._end_ids = frozenset(tokenizer.eos_ids)
+        self._end_ids = tuple(token for token in tokenizer.eos_ids if 0 <= token < runner.vocab)
         self.cache = KvCache(config.n_pages, config.page_size)
         self.scheduler = Scheduler(config, self.cache)
         self._sequences: dict[str, Sequence] = {}
         self._aborted: list[Sequence] = []
-        self.steps = self.prompt_tokens = self.generation_tokens = 0
-        self.prefix_query_tokens = self.prefix_hit_tokens = 0
+        self.steps = self.prompt_tokens = self.prefix_hit_tokens = self.generation_tokens = 0
 
     @property
     def longest(self) -> int:
@@ -56,96 +80,83 @@ class EngineCore:
 
     def check(self, request: GenerationRequest) -> None:
         """Raise BadRequest or ContextLengthExceeded for what can never be answered. Safe from any thread."""
-        n, vocab = len(request.prompt_ids), self._runner.vocab
+        n, vocab, sampling = len(request.prompt_ids), self._runner.vocab, request.sampling
         if n == 0:
             raise BadRequest("The prompt is empty.", param="prompt")
         if n >= self.longest:
             raise ContextLengthExceeded(
                 f"This model's maximum context length is {self.longest} tokens. However, your prompt has {n} tokens. "
-                "Please shorten it.",
+                "Please reduce the length of the prompt.",
                 param="messages",
             )
-        if not all(0 <= token < vocab for token in request.prompt_ids):
-            raise BadRequest(f"The prompt holds a token id outside the vocabulary of {vocab}.", param="prompt")
-        if not all(0 <= token < vocab for token, _ in request.sampling.logit_bias):
-            raise BadRequest(f"logit_bias holds a token id outside the vocabulary of {vocab}.", param="logit_bias")
-        if not all(0 <= token < vocab for token in request.sampling.stop_token_ids):
-            raise BadRequest(f"stop_token_ids holds an id outside the vocabulary of {vocab}.", param="stop_token_ids")
+        biased = [token for token, _ in sampling.logit_bias]
+        for field, ids in (("prompt", request.prompt_ids), ("logit_bias", biased), ("stop_token_ids", sampling.stop_token_ids)):
+            if ids and not 0 <= min(ids) <= max(ids) < vocab:
+                raise BadRequest(f"{field} has a token id outside of the vocabulary of {vocab} tokens.", param=field)
 
     def submit(self, request: GenerationRequest) -> None:
         """Queue a request that `check` has passed and whose id no other live one has."""
-        sampling, prompt = request.sampling, list(request.prompt_ids)
-        asked = self.longest if sampling.max_tokens is None else len(prompt) + sampling.max_tokens
-        seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
+        sampling, n_prompt = request.sampling, len(request.prompt_ids)
+        asked = self.longest if sampling.max_tokens is None else n_prompt + sampling.max_tokens
         sequence = Sequence(
             request=request,
-            seed=seed,
+            seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
             max_total=min(asked, self.longest),
             detokenizer=Detokenizer(self._tokenizer, sampling.stop),
-            tokens=prompt,
+            tokens=list(request.prompt_ids),
+            n_prompt=n_prompt,
         )
         self._sequences[request.id] = sequence
         self.scheduler.waiting.append(sequence)
 
-    def abort(self, request_id: str) -> None:
-        """Mark a request; the end of the step, or the beginning of the next, frees it. An unknown id is one that ended."""
+    def abort(self, request_id: str, why: Failure = CANCELLED) -> None:
+        """Mark a request; the next step frees it, and `why` is its last output. An unknown id is one that has ended."""
         sequence = self._sequences.get(request_id)
-        if sequence is not None and not sequence.aborted:
-            sequence.aborted = True
+        if sequence is not None and sequence.aborted is None:
+            sequence.aborted = why
             self._aborted.append(sequence)
 
     def step(self) -> Outputs:
         """Schedule, run, sample, emit. Never raises for what a request or the model does: that ends in a Failure."""
-        self._reap()
+        outputs = self._reap()
         plan = self.scheduler.schedule()
         if not plan:
-            return []
+            return outputs
         self.steps += 1
         try:
             logits = self._runner.run(build_batch(plan, self._config.page_size))
         except Exception:
             log.exception("a step of the model failed; its %d requests end", len(plan))
-            return [self._end(sequence, TokenOutput(failure=BROKEN)) for sequence, _ in plan]
-        ready = [sequence for sequence, n in plan if n == sequence.missing]
-        self._count(plan)
-        self.scheduler.computed(plan)
-        outputs = [self._emit(sequence, chosen) for sequence, chosen in self._sampled(logits, ready)]
-        self._reap()
-        return outputs
+            return outputs + [self._fail(sequence, BROKEN) for sequence, _ in plan]
+        for sequence, n in plan:
+            self.cache.advance(sequence, n)
+        ready = [sequence for sequence, _ in plan if not sequence.missing]
+        return outputs + [self._emit(sequence, chosen) for sequence, chosen in self._sample(logits, ready)]
 
-    def fail_all(self, failure: Failure) -> Outputs:
-        """End everything."""
-        return [self._end(sequence, TokenOutput(failure=failure)) for sequence in list(self._sequences.values())]
+    def end_all(self, why: Failure) -> Outputs:
+        """End everything at once."""
+        return [self._fail(sequence, why, trusted=True) for sequence in list(self._sequences.values())]
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless every page has one owner and every live sequence one place."""
         queued = [*self.scheduler.running, *self.scheduler.waiting]
         assert set(queued) == set(self._sequences.values()) and len(queued) == len(self._sequences), "a sequence is lost"
+        assert not any(s.pages or s.computed for s in self.scheduler.waiting), "a waiting sequence holds pages"
         self.cache.check_integrity(self.scheduler.running)
-        assert not any(s.pages for s in self.scheduler.waiting), "a waiting sequence holds pages"
 
     # ------------------------------------------------------------------------------------- within a step
 
-    def _reap(self) -> None:
-        for sequence in self._aborted:
-            self._forget(sequence)
-        self._aborted = []
+    def _reap(self) -> Outputs:
+        marked, self._aborted = self._aborted, []
+        live = [s for s in marked if self._sequences.get(s.request.id) is s]
+        return [self._fail(sequence, sequence.aborted or CANCELLED, trusted=True) for sequence in live]
 
-    def _sampled(self, logits: object, ready: list[Sequence]) -> Iterable[tuple[Sequence, Sampled | Exception]]:
-        if not ready:
-            return []
+    def _sample(self, logits: NDArray[np.float32], ready: list[Sequence]) -> Iterable[tuple[Sequence, Sampled | Exception]]:
         try:
-            chosen = sample(logits, ready, self._end_ids)  # pyright: ignore[reportArgumentType]
+            chosen = sample(logits, ready, self._end_ids) if ready else []
         except Exception as error:  # not one row's fault: all of them end
             chosen = [error] * len(ready)
         return zip(ready, chosen, strict=True)
-
-    def _count(self, plan: Plan) -> None:
-        for sequence, n in plan:
-            if sequence.n_output == 0 and sequence.computed == sequence.cached_tokens:
-                self.prefix_query_tokens += sequence.n_prompt
-                self.prefix_hit_tokens += sequence.cached_tokens
-            self.prompt_tokens += max(0, min(n, sequence.n_prompt - sequence.computed))
 
     def _emit(self, sequence: Sequence, chosen: Sampled | Exception) -> tuple[str, TokenOutput]:
         try:
@@ -154,49 +165,60 @@ class EngineCore:
             output = self._take(sequence, chosen)
         except Exception:
             log.exception("request %s ends: its next token could not be made", sequence.request.id)
-            return self._end(sequence, TokenOutput(failure=BROKEN))
-        return self._end(sequence, output) if output.is_last else (sequence.request.id, output)
+            return self._fail(sequence, BROKEN)
+        if output.is_last:
+            self._forget(sequence)
+        return sequence.request.id, output
 
     def _take(self, sequence: Sequence, chosen: Sampled) -> TokenOutput:
         """The sequence with its new token, and what that means for the client."""
-        self.generation_tokens += 1
         sequence.tokens.append(chosen.token)
-        params, text = sequence.request.sampling, ""
-        stop: str | int | None = None
-        if chosen.token in params.stop_token_ids:
-            stop = chosen.token
-        ended = stop is not None or (chosen.token in self._end_ids and not params.ignore_eos)
-        if not ended:
-            text = sequence.detokenizer.push(chosen.token, may_stop=sequence.n_output >= params.min_tokens)
-            stop = sequence.detokenizer.stopped
-        finish: FinishReason | None = "stop" if ended or stop is not None else None
-        if finish is None and len(sequence.tokens) >= sequence.max_total:
-            finish = "length"
-        if finish is not None and sequence.detokenizer.stopped is None:
-            text += sequence.detokenizer.flush()
+        self._count(sequence)
+        params, detokenizer, token = sequence.request.sampling, sequence.detokenizer, chosen.token
+        text, stop, finish = "", None, None
+        if token in params.stop_token_ids or (token in self._end_ids and not params.ignore_eos):
+            stop = token if token in params.stop_token_ids else None
+            finish = "stop"
+        else:
+            text = detokenizer.push(token, may_stop=sequence.n_output >= params.min_tokens)
+            stop = detokenizer.stopped
+            finish = self._finish(sequence)
         return TokenOutput(
-            text=text,
-            token_ids=(chosen.token,),
-            logprobs=(self._logprob(chosen),) if chosen.logprob is not None else (),
+            text=text + (detokenizer.flush() if finish is not None else ""),
+            token_ids=(token,),
+            logprobs=self._logprobs(chosen),
             finish=finish,
             matched_stop=stop,
             prompt_tokens=sequence.n_prompt,
             cached_tokens=sequence.cached_tokens,
         )
 
-    def _logprob(self, chosen: Sampled) -> TokenLogprob:
+    def _finish(self, sequence: Sequence) -> FinishReason | None:
+        if sequence.detokenizer.stopped is not None:
+            return "stop"
+        return "length" if len(sequence.tokens) >= sequence.max_total else None
+
+    def _count(self, sequence: Sequence) -> None:
+        self.generation_tokens += 1
+        if sequence.n_output == 1:
+            self.prompt_tokens += sequence.n_prompt
+            self.prefix_hit_tokens += sequence.cached_tokens
+
+    def _logprobs(self, chosen: Sampled) -> tuple[TokenLogprob, ...]:
+        if chosen.logprob is None:
+            return ()
         top = tuple(self._named(token, logprob) for token, logprob in chosen.top)
-        return self._named(chosen.token, chosen.logprob or 0.0, top)
+        return (self._named(chosen.token, chosen.logprob, top),)
 
     def _named(self, token: int, logprob: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
         spelled = self._tokenizer.token_bytes(token)
         return TokenLogprob(spelled.decode("utf-8", "replace"), logprob, spelled, token, top)
 
-    def _end(self, sequence: Sequence, output: TokenOutput) -> tuple[str, TokenOutput]:
-        self._forget(sequence)
+    def _fail(self, sequence: Sequence, why: Failure, *, trusted: bool = False) -> tuple[str, TokenOutput]:
+        self._forget(sequence, trusted=trusted)
+        output = TokenOutput(failure=why, prompt_tokens=sequence.n_prompt, cached_tokens=sequence.cached_tokens)
         return sequence.request.id, output
 
-    def _forget(self, sequence: Sequence) -> None:
-        if self._sequences.get(sequence.request.id) is sequence:
-            del self._sequences[sequence.request.id]
-            self.scheduler.remove(sequence)
+    def _forget(self, sequence: Sequence, *, trusted: bool = True) -> None:
+        del self._sequences[sequence.request.id]
+        self.scheduler.remove(sequence, trusted=trusted)

@@ -1,8 +1,9 @@
 """The engine's thread, and the asyncio face over it: submit, abort, a stream of plain outputs.
 
 The thread alone touches an EngineCore. The event loop hands it work through an inbox and is woken once a step, with all of
-the step's outputs. A watchdog looks at the thread: a step that takes too long is stuck, its requests end, and a new core and
-thread take over as soon as the stuck step lets the model go.
+the step's outputs. A watchdog looks at the thread: if it is stuck or dead, its requests end, and a new generation, a core and
+a thread of its own, takes over. A generation that is over can come back to life only to find that nobody listens to it and
+that it may not use the model.
 """
 
 import asyncio
@@ -11,20 +12,25 @@ import sys
 import threading
 import time
 import traceback
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
+from ...kernels.spec import StepBatch
 from ...wire.chat import Failure
 from ...wire.errors import RateLimited, Unavailable
 from .config import EngineConfig
-from .core import EngineCore, EngineTokenizer, Outputs
-from .model_runner import ModelRunner
+from .core import CANCELLED, EngineCore, EngineTokenizer, Outputs, StepRunner
 from .request import GenerationRequest, TokenOutput
 
 log = logging.getLogger("baseload.engine")
 
-SWITCH_S = 5e-4  # beside a busy thread a GIL-free call comes back this much sooner than with Python's 5 ms
+SWITCH_S = 5e-4  # a thread that wants the interpreter waits this long for a busy one; Python's own 5 ms is many a token's time
+CLOSE_S = 2.0  # a step that takes longer is left behind
 RESTARTED = Failure("The engine was restarted.", 503, "server_error", "engine_restarted", retryable=True, retry_after=1.0)
 DRAINED = Failure("The server is shutting down.", 503, "server_error", "shutting_down", retryable=True, retry_after=1.0)
 
@@ -40,13 +46,13 @@ class EngineStats:
     pages_cached: int  # hold prefixes that nobody uses now; can be had at once
     prefix_query_tokens: int
     prefix_hit_tokens: int
-    prompt_tokens: int  # computed, not taken from the cache
+    prompt_tokens: int  # of requests whose answer has begun
     generation_tokens: int
     preemptions: int
     steps: int
     restarts: int
-    last_step_age_s: float  # since the thread last began or ended a step
-    alive: bool
+    last_step_age_s: float
+    alive: bool  # the thread is there and not stuck
 
 
 class GenerationStream:
@@ -58,7 +64,7 @@ class GenerationStream:
         self._ended = False
 
     def put(self, output: TokenOutput) -> None:
-        """The engine's side; on the event loop only."""
+        """The engine's side; on the stream's event loop only."""
         self._outputs.put_nowait(output)
 
     async def __aiter__(self) -> AsyncIterator[TokenOutput]:
@@ -78,198 +84,244 @@ class GenerationStream:
 
 
 @dataclass(slots=True, eq=False)
-class _Worker:
-    """One generation of the engine: a core, its thread, and what waits for it."""
+class _Generation:
+    """A core, its thread, and what waits for it."""
 
     core: EngineCore
-    inbox: deque[Callable[[EngineCore], None]] = field(default_factory=deque)
-    wake: threading.Condition = field(default_factory=threading.Condition)
+    ready: bool  # nobody else has the model
+    last_step: float
+    thread: threading.Thread | None = None
+    wake: threading.Condition = field(default_factory=threading.Condition)  # guards inbox, streams and over
+    inbox: deque[Callable[[], None]] = field(default_factory=deque)
     streams: dict[str, GenerationStream] = field(default_factory=dict)
-    closed: bool = False
-    beat: float = 0.0  # the clock when a step last began or ended
-    ready: bool = False  # it has the model
-    stepping: bool = False
+    busy_since: float | None = None  # when it began the turn that it is in
+    over: bool = False
+
+
+@dataclass(slots=True)
+class _Lease:
+    """The model, lent to one generation. A stuck step may still write to the KV pool, so the next generation waits for it,
+    and a step that comes too late is refused."""
+
+    runner: StepRunner
+    lock: threading.Lock
+    over: Callable[[], bool]
+    vocab: int
+    context_length: int
+
+    def run(self, batch: StepBatch) -> NDArray[np.float32]:
+        """See ModelRunner.run."""
+        with self.lock:
+            if self.over():
+                raise RuntimeError("this generation of the engine is over")
+            return self.runner.run(batch)
 
 
 class Engine:
-    """Runs a model for many requests at once. Call everything but `stats` from an event loop."""
+    """Runs a model for many requests at once. Call everything but `stats` from an event loop's thread.
+
+    `clock` (seconds, monotonic) is what the watchdog and the deadlines go by.
+    """
 
     def __init__(
         self,
-        runner: ModelRunner,
+        runner: StepRunner,
         tokenizer: EngineTokenizer,
         config: EngineConfig,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config = config
-        self._make_core = lambda: EngineCore(runner, tokenizer, config)
-        self._clock = clock
-        self._model = threading.Lock()  # a stuck step holds it: the next generation waits for it
-        self._worker = _Worker(self._make_core(), beat=clock())
-        self._before = dict.fromkeys(_COUNTERS, 0)  # of earlier generations
+        self._runner, self._tokenizer, self._clock = runner, tokenizer, clock
+        self._model = threading.Lock()
+        self._counted: Counter[str] = Counter()  # by earlier generations
         self._restarts = 0
         self._draining = False
         self._stop = threading.Event()
+        self._now = self._generation(ready=True)
+
+    @property
+    def longest(self) -> int:
+        """The longest sequence, prompt and answer, in tokens."""
+        return self._now.core.longest
 
     def start(self) -> None:
         """Start the thread and its watchdog."""
         sys.setswitchinterval(SWITCH_S)
-        self._start_worker(self._worker)
+        self._start(self._now)
         threading.Thread(target=self._watch, name="engine-watchdog", daemon=True).start()
-
-    @property
-    def longest(self) -> int:
-        """The longest sequence, in tokens."""
-        return self._worker.core.longest
 
     def submit(self, request: GenerationRequest) -> GenerationStream:
         """Queue `request`. Raises BadRequest, ContextLengthExceeded, RateLimited (queue full) or Unavailable."""
-        worker = self._worker
-        if self._draining or worker.closed:
+        now = self._now
+        if self._draining:
             raise Unavailable("The server is shutting down.", code="shutting_down")
-        worker.core.check(request)
-        if len(worker.core.scheduler.waiting) + len(worker.inbox) >= self.config.max_queue:
+        now.core.check(request)
+        if len(now.streams) >= self.config.max_batch + self.config.max_queue:
             raise RateLimited("Too many requests are waiting; try again later.", code="queue_full")
+        if request.id in now.streams:
+            raise ValueError(f"request id {request.id!r} is in use")
         stream = GenerationStream(self, request.id, asyncio.get_running_loop())
-        worker.streams[request.id] = stream
-        self._tell(worker, lambda core: core.submit(request))
+        with now.wake:
+            if not self._is_alive(now):
+                raise Unavailable("The engine is being restarted.", code="engine_restarted")
+            now.streams[request.id] = stream
+            now.inbox.append(lambda: now.core.submit(request))
+            now.wake.notify()
         return stream
 
     def abort(self, request_id: str) -> None:
-        """Stop a request within one step. An unknown id is one that has ended."""
-        worker = self._worker
-        if worker.streams.pop(request_id, None) is not None:
-            self._tell(worker, lambda core: core.abort(request_id))
+        """Stop a request within one step; its stream, if anybody still reads it, ends with a Failure. An unknown id is one
+        that has ended."""
+        self._abort(self._now, request_id, CANCELLED)
 
     async def drain(self, timeout_s: float) -> None:
         """Take no more requests, wait for the running ones, and end with a Failure those that take longer."""
         self._draining = True
         deadline = self._clock() + timeout_s
-        while self._worker.streams and self._clock() < deadline:
+        while self._now.streams and self._clock() < deadline:
             await asyncio.sleep(0.02)
-        for request_id, stream in list(self._worker.streams.items()):
-            self.abort(request_id)
-            stream.put(TokenOutput(failure=DRAINED))
+        for request_id in list(self._now.streams):
+            self._abort(self._now, request_id, DRAINED)
+        self._tell_all(self._now, DRAINED)
 
     def close(self) -> None:
-        """Stop the thread after the step it is in."""
-        self._stop.set()
+        """Stop the thread after the step that it is in. Whoever still waits gets a Failure."""
         self._draining = True
-        self._retire(self._worker)
+        self._stop.set()
+        now = self._now
+        with now.wake:
+            now.over = True
+            now.wake.notify()
+        self._tell_all(now, DRAINED)
+        if now.thread is not None:
+            now.thread.join(CLOSE_S)
 
     def stats(self) -> EngineStats:
         """Safe from any thread."""
-        worker, core = self._worker, self._worker.core
-        counted = {name: self._before[name] + value for name, value in _counters(core).items()}
+        now, core = self._now, self._now.core
+        counted = {name: self._counted[name] + value for name, value in _counters(core).items()}
+        running = len(core.scheduler.running)
         return EngineStats(
-            running=len(core.scheduler.running),
-            waiting=len(core.scheduler.waiting) + len(worker.inbox),
+            running=running,
+            waiting=max(0, len(now.streams) - running),
             pages_total=self.config.n_pages,
             pages_free=core.cache.n_free,
             pages_cached=core.cache.tree.n_unused,
+            prefix_query_tokens=counted["prompt_tokens"],
             restarts=self._restarts,
-            last_step_age_s=self._clock() - worker.beat,
-            alive=worker.ready and not worker.closed and not self._is_stuck(worker),
+            last_step_age_s=self._clock() - now.last_step,
+            alive=self._is_alive(now),
             **counted,
         )
 
     def check_integrity(self) -> None:
         """Raise AssertionError if a page or a sequence is lost. Only when idle."""
-        self._worker.core.check_integrity()
+        self._now.core.check_integrity()
 
     # ------------------------------------------------------------------------------------- the thread
 
-    def _start_worker(self, worker: _Worker) -> None:
-        threading.Thread(target=self._run, args=(worker,), name="engine", daemon=True).start()
+    def _generation(self, *, ready: bool) -> _Generation:
+        lease = _Lease(self._runner, self._model, lambda: new.over, self._runner.vocab, self._runner.context_length)
+        new = _Generation(EngineCore(lease, self._tokenizer, self.config), ready, self._clock())
+        return new
 
-    def _run(self, worker: _Worker) -> None:
-        with self._model:
-            worker.ready, worker.beat = True, self._clock()
-            while self._wait(worker):
-                outputs = self._step(worker)
-                if worker.closed:  # declared stuck meanwhile: these requests have been told already
-                    return
-                self._deliver(worker, outputs)
+    def _start(self, new: _Generation) -> None:
+        new.thread = threading.Thread(target=self._run, args=(new,), name="engine", daemon=True)
+        new.thread.start()
 
-    def _wait(self, worker: _Worker) -> bool:
-        """Take in what has come, and sleep while there is nothing to do. False: this generation is over."""
-        with worker.wake:
-            while not (worker.inbox or worker.core.is_busy or worker.closed):
-                worker.wake.wait()
-        while worker.inbox and not worker.closed:
-            worker.inbox.popleft()(worker.core)
-        return not worker.closed
-
-    def _step(self, worker: _Worker) -> Outputs:
-        worker.beat, worker.stepping = self._clock(), True
+    def _run(self, me: _Generation) -> None:
+        with self._model:  # an earlier generation's stuck step holds it
+            me.ready = True
         try:
-            return worker.core.step()
-        except Exception:  # the core promises not to; a broken promise must not cost the thread
-            log.exception("the engine's step failed; all requests end")
-            return worker.core.fail_all(RESTARTED)
-        finally:
-            worker.beat, worker.stepping = self._clock(), False
+            while self._wait(me):
+                self._turn(me)
+                me.busy_since = None
+        except Exception:  # the core promises that this does not happen; what it holds can no longer be trusted
+            log.exception("the engine's step failed")
+            self._replace(me)
 
-    def _deliver(self, worker: _Worker, outputs: Outputs) -> None:
+    def _wait(self, me: _Generation) -> bool:
+        """Sleep while there is nothing to do. False: this generation is over."""
+        with me.wake:
+            while not (me.inbox or me.core.is_busy or me.over):
+                me.wake.wait()
+            me.busy_since = self._clock()
+            return not me.over
+
+    def _turn(self, me: _Generation) -> None:
+        while me.inbox:
+            me.inbox.popleft()()
+        outputs = me.core.step()
+        me.last_step = self._clock()
+        self._deliver(me, outputs)
+
+    def _deliver(self, me: _Generation, outputs: Outputs) -> None:
         """Wake each event loop once, with all that this step brought its streams."""
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[GenerationStream, TokenOutput]]] = {}
-        for request_id, output in outputs:
-            stream = worker.streams.pop(request_id, None) if output.is_last else worker.streams.get(request_id)
-            if stream is not None:
-                by_loop.setdefault(stream.loop, []).append((stream, output))
+        with me.wake:  # what is declared over now has told its streams already
+            for request_id, output in outputs:
+                stream = me.streams.pop(request_id, None) if output.is_last else me.streams.get(request_id)
+                if stream is not None:
+                    by_loop.setdefault(stream.loop, []).append((stream, output))
         for loop, batch in by_loop.items():
-            _call(loop, batch)
+            _put(loop, batch)
 
-    def _tell(self, worker: _Worker, message: Callable[[EngineCore], None]) -> None:
-        with worker.wake:
-            worker.inbox.append(message)
-            worker.wake.notify()
+    def _abort(self, now: _Generation, request_id: str, why: Failure) -> None:
+        with now.wake:
+            if request_id in now.streams:
+                now.inbox.append(lambda: now.core.abort(request_id, why))
+                now.wake.notify()
 
-    # ------------------------------------------------------------------------------------- the watchdog
+    # ------------------------------------------------------------------------------------- when it goes wrong
+
+    def _is_alive(self, now: _Generation) -> bool:
+        return now.ready and not now.over and now.thread is not None and now.thread.is_alive() and not self._is_stuck(now)
+
+    def _is_stuck(self, now: _Generation) -> bool:
+        since = now.busy_since
+        return since is not None and self._clock() - since > self.config.watchdog_s
 
     def _watch(self) -> None:
         while not self._stop.wait(min(0.5, self.config.watchdog_s / 4)):
-            worker = self._worker
-            if self._is_stuck(worker) and worker.ready:
-                self._restart(worker)
+            now = self._now
+            if now.ready and not self._is_alive(now):
+                log.error("no step for %.1f s; the engine is restarted. Stacks:\n%s", self.config.watchdog_s, _stacks())
+                self._replace(now)
 
-    def _is_stuck(self, worker: _Worker) -> bool:
-        return worker.stepping and self._clock() - worker.beat > self.config.watchdog_s
+    def _replace(self, old: _Generation) -> None:
+        """End a generation that is stuck, dead or broken, and start the next."""
+        with old.wake:
+            if old.over or self._stop.is_set():
+                return
+            old.over = True
+        self._counted.update(_counters(old.core))
+        new = self._generation(ready=False)
+        self._now, self._restarts = new, self._restarts + 1
+        self._tell_all(old, RESTARTED)
+        self._start(new)
 
-    def _restart(self, stuck: _Worker) -> None:
-        log.error("no step for %.1f s; the engine is restarted. Stacks:\n%s", self.config.watchdog_s, _stacks())
-        for name, value in _counters(stuck.core).items():
-            self._before[name] += value
-        fresh = _Worker(self._make_core(), beat=self._clock())
-        self._worker, self._restarts = fresh, self._restarts + 1
-        self._retire(stuck)
-        while stuck.streams:
-            _, stream = stuck.streams.popitem()
-            _call(stream.loop, [(stream, TokenOutput(failure=RESTARTED))])
-        self._start_worker(fresh)
-
-    def _retire(self, worker: _Worker) -> None:
-        with worker.wake:
-            worker.closed = True
-            worker.wake.notify()
+    def _tell_all(self, generation: _Generation, why: Failure) -> None:
+        with generation.wake:
+            streams = list(generation.streams.values())
+            generation.streams.clear()
+        for stream in streams:
+            _put(stream.loop, [(stream, TokenOutput(failure=why))])
 
 
-_COUNTERS = ("prefix_query_tokens", "prefix_hit_tokens", "prompt_tokens", "generation_tokens", "preemptions", "steps")
+_COUNTERS = ("prefix_hit_tokens", "prompt_tokens", "generation_tokens", "preemptions", "steps")
 
 
 def _counters(core: EngineCore) -> dict[str, int]:
-    return {name: core.scheduler.preemptions if name == "preemptions" else getattr(core, name) for name in _COUNTERS}
+    return {name: getattr(core.scheduler if name == "preemptions" else core, name) for name in _COUNTERS}
 
 
-def _call(loop: asyncio.AbstractEventLoop, batch: list[tuple[GenerationStream, TokenOutput]]) -> None:
+def _put(loop: asyncio.AbstractEventLoop, batch: list[tuple[GenerationStream, TokenOutput]]) -> None:
     def put() -> None:
         for stream, output in batch:
             stream.put(output)
 
-    try:
+    with suppress(RuntimeError):  # the loop is closed: nobody listens any more
         loop.call_soon_threadsafe(put)
-    except RuntimeError:  # the loop is closed: nobody listens any more
-        log.debug("outputs for a closed event loop were dropped")
 
 
 def _stacks() -> str:

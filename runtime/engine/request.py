@@ -55,7 +55,7 @@ class Sequence:
     tokens: list[int]
     n_prompt: int
     computed: int = 0
-    pages: array[int] = field(default_factory=lambda: array("i"))  # an array: numpy copies it without a look at each number
+    pages: "array[int]" = field(default_factory=lambda: array("i"))  # an array: numpy copies it without a look at each number
     nodes: list[Node] = field(default_factory=list)
     cached_tokens: int = 0  # of the prompt, taken from the tree
     preempted: bool = False

@@ -3,8 +3,8 @@
 A row's choice depends on its own logits, its request and its position, so the same seed gives the same text in any company:
 the random number for the token at position p is drawn from a counter-based generator keyed by (seed, choice, p).
 
-Order, as in vLLM: penalties and biases, temperature, min_p, top_k, top_p. Log-probabilities are those of the model itself,
-before all of these.
+Order, as in vLLM: bans, penalties and biases, temperature, min_p, top_k, top_p. Log-probabilities are those of the model
+itself, before all of these.
 """
 
 from collections.abc import Sequence as Rows
@@ -17,7 +17,11 @@ from ...wire.chat import SamplingParams
 from .request import Sequence
 
 Logits = NDArray[np.float32]
-FIRST_LOOK = 256  # candidates that nearly always hold all of top_p's mass; more are looked at only if they do not
+# Candidates for top_k and top_p are looked for among weights (the largest is 1) above the first of these; the next are tried
+# only where that leaves out tokens that count. Sorting a whole vocabulary takes milliseconds, the few above 1e-3 far less.
+FLOORS = (1e-3, 1e-5, 0.0)
+BLOCK = 256  # of a cumulative sum in two levels
+LEAST_LOGPROB = -9999.0  # JSON knows no infinity; OpenAI sends this
 
 
 class BrokenLogits(ArithmeticError):
@@ -33,113 +37,108 @@ class Sampled:
     top: tuple[tuple[int, float], ...] = ()
 
 
-def sample(logits: Logits, rows: Rows[Sequence], end_ids: frozenset[int]) -> list[Sampled | Exception]:
+def sample(logits: Logits, rows: Rows[Sequence], end_ids: Rows[int]) -> list[Sampled | Exception]:
     """One token for each row of `logits` [L, vocab]. What goes wrong with a row is returned in its place: it must not
     cost the others their step. `end_ids`: the model's end-of-sequence tokens."""
     best = logits.argmax(1)  # one pass for all; a NaN wins, so it is found here too
-    top = logits[np.arange(len(rows)), best]
-    out: list[Sampled | Exception] = []
-    for i, sequence in enumerate(rows):
-        try:
-            if not np.isfinite(top[i]):
-                raise BrokenLogits("the model's logits are not finite")
-            token = int(best[i]) if _is_plain(sequence, end_ids) else _choose(logits[i], sequence, end_ids)
-            out.append(_with_logprobs(logits[i], token, sequence.request.sampling.logprobs))
-        except Exception as error:
-            out.append(error)
-    return out
+    finite = np.isfinite(logits[np.arange(len(rows)), best])
+    return [_one(logits[i], int(best[i]), bool(finite[i]), sequence, end_ids) for i, sequence in enumerate(rows)]
 
 
-def _is_plain(sequence: Sequence, end_ids: frozenset[int]) -> bool:
-    """Whether the largest logit is the answer."""
-    p = sequence.request.sampling
-    shaped = p.repetition_penalty != 1 or p.presence_penalty or p.frequency_penalty or p.logit_bias
-    return p.temperature == 0 and not shaped and not _banned(sequence, end_ids)
+def _one(logits: Logits, best: int, finite: bool, sequence: Sequence, end_ids: Rows[int]) -> Sampled | Exception:
+    try:
+        if not finite:
+            raise BrokenLogits("the model's logits are not finite")
+        params = sequence.request.sampling
+        banned = (*end_ids, *params.stop_token_ids) if sequence.n_output < params.min_tokens else ()
+        shaped = _shape(logits, sequence, banned) if banned or _is_shaped(params) else None
+        if params.temperature == 0:
+            token = best if shaped is None else int(shaped.argmax())
+        else:
+            token = _draw(logits if shaped is None else shaped, params, _uniform(sequence))
+        return Sampled(token) if params.logprobs is None else _with_logprobs(logits, token, params.logprobs)
+    except Exception as error:
+        return error
 
 
-def _choose(logits: Logits, sequence: Sequence, end_ids: frozenset[int]) -> int:
-    params = sequence.request.sampling
-    shaped = _shape(logits, sequence, _banned(sequence, end_ids))
-    if params.temperature == 0:
-        return int(shaped.argmax())
-    return _draw(shaped / np.float64(max(params.temperature, 1e-5)), params, _uniform(sequence))
+def _is_shaped(p: SamplingParams) -> bool:
+    return bool(p.repetition_penalty != 1 or p.presence_penalty or p.frequency_penalty or p.logit_bias)
 
 
-def _banned(sequence: Sequence, end_ids: frozenset[int]) -> tuple[int, ...]:
-    """Tokens that may not come yet (min_tokens)."""
-    params = sequence.request.sampling
-    if sequence.n_output >= params.min_tokens:
-        return ()
-    return (*end_ids, *params.stop_token_ids)
-
-
-def _shape(logits: Logits, sequence: Sequence, banned: tuple[int, ...]) -> NDArray[np.float64]:
-    """Penalties (repetition over prompt and output, the others over output), biases and bans on a copy."""
-    params, shaped = sequence.request.sampling, logits.astype(np.float64)
+def _shape(logits: Logits, sequence: Sequence, banned: Rows[int]) -> Logits:
+    """Bans, penalties (repetition over prompt and output, the others over output) and biases, on a copy."""
+    params, shaped = sequence.request.sampling, logits.copy()
+    shaped[list(banned)] = -np.inf
     if params.repetition_penalty != 1:
-        seen = np.unique(sequence.tokens)
+        seen = np.fromiter(set(sequence.tokens), np.intp)
         values = shaped[seen]
         shaped[seen] = np.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
     if (params.presence_penalty or params.frequency_penalty) and sequence.n_output:
         said, counts = np.unique(sequence.tokens[sequence.n_prompt :], return_counts=True)
-        shaped[said] -= params.presence_penalty + params.frequency_penalty * counts
-    if params.logit_bias:
-        ids, biases = zip(*params.logit_bias, strict=True)
-        np.add.at(shaped, list(ids), biases)
-    shaped[list(banned)] = -np.inf
+        shaped[said] -= (params.presence_penalty + params.frequency_penalty * counts).astype(np.float32)
+    for token, bias in params.logit_bias:
+        shaped[token] += bias
     if not np.isfinite(shaped.max()):
         raise BrokenLogits("no token is left to choose from")
     return shaped
 
 
-def _draw(scaled: NDArray[np.float64], params: SamplingParams, u: float) -> int:
-    """The token where `u` in [0, 1) falls in the truncated distribution's cumulative sum.
-
-    Candidates stand in falling order of probability (ties by id), so that a small change of the tail moves no other token.
-    """
-    weights = np.exp(scaled - scaled.max())
+def _draw(logits: Logits, params: SamplingParams, u: float) -> int:
+    """The token where `u` in [0, 1) falls in the cumulative sum of the truncated distribution."""
+    # The largest weight is 1. A temperature near 0 must not overflow: what is far below the largest becomes 0.
+    weights = np.exp((logits - logits.max()) * np.float32(1 / max(params.temperature, 1e-5)))
     if params.min_p:
-        weights[weights < params.min_p] = 0  # the largest weight is 1
+        weights[weights < params.min_p] = 0
     if params.top_p >= 1 and not params.top_k:
-        sums = np.cumsum(weights)
-        return int(np.searchsorted(sums, u * sums[-1], side="right"))
+        return _at(weights, u)
     ids = _candidates(weights, params)
-    sums = np.cumsum(weights[ids])
-    return int(ids[min(np.searchsorted(sums, u * sums[-1], side="right"), len(ids) - 1)])
+    return int(ids[_at(weights[ids], u)])
 
 
-def _candidates(weights: NDArray[np.float64], params: SamplingParams) -> NDArray[np.intp]:
-    """The ids that top_k and then top_p leave, most likely first. Sorts few: a whole vocabulary takes milliseconds."""
-    k = min(params.top_k or len(weights), len(weights))
-    look = min(k, FIRST_LOOK)
-    while True:
-        ids = np.argpartition(-weights, look - 1)[:look] if look < len(weights) else np.arange(len(weights))
-        ids = ids[np.lexsort((ids, -weights[ids]))]
+def _at(weights: Logits, u: float) -> int:
+    """The index where `u` times the sum falls in the cumulative sum of `weights`. Adds blocks first, then within one."""
+    ends = np.cumsum(np.add.reduceat(weights, np.arange(0, len(weights), BLOCK)), dtype=np.float64)
+    goal = u * ends[-1]
+    block = min(int(np.searchsorted(ends, goal, side="right")), len(ends) - 1)
+    inner = weights[block * BLOCK : (block + 1) * BLOCK]
+    sums = np.cumsum(inner, dtype=np.float64)
+    at = int(np.searchsorted(sums, goal - (ends[block - 1] if block else 0.0), side="right"))
+    if at == len(inner):  # rounding carried the goal past the end: the last token that has any weight
+        return int(np.flatnonzero(weights[: (block + 1) * BLOCK])[-1])
+    return block * BLOCK + at
+
+
+def _candidates(weights: Logits, params: SamplingParams) -> NDArray[np.intp]:
+    """The ids that top_k and then top_p leave, most likely first, ties by id. top_p is a share of what top_k left."""
+    k = params.top_k or len(weights)
+    ids = np.empty(0, np.intp)
+    for floor in FLOORS:
+        ids = np.flatnonzero(weights > floor)
+        ids = ids[np.argsort(-weights[ids], kind="stable")][:k]
+        if params.top_k and len(ids) < k and floor:
+            continue
         if params.top_p >= 1:
-            if look == k:
-                return ids
-        else:
-            # top_p is a share of what top_k left.
-            total = weights.sum() if k == len(weights) else weights[np.argpartition(-weights, k - 1)[:k]].sum()
-            sums = np.cumsum(weights[ids])
-            enough = int(np.searchsorted(sums, params.top_p * total)) + 1
-            if enough <= look or look == k:
-                return ids[:enough]
-        look = min(k, look * 8)
+            break
+        sums = np.cumsum(weights[ids], dtype=np.float64)
+        share = params.top_p * (sums[-1] if params.top_k else weights.sum(dtype=np.float64))
+        enough = int(np.searchsorted(sums, share)) + 1
+        if enough <= len(ids):
+            return ids[:enough]
+    return ids
 
 
 def _uniform(sequence: Sequence) -> float:
-    """The random number for this sequence's next position."""
-    key = np.array([sequence.seed & (2**64 - 1), sequence.request.choice], np.uint64)
+    """The random number in [0, 1) for this sequence's next position."""
+    key = np.array([sequence.seed % 2**64, sequence.request.choice], np.uint64)
     counter = np.array([len(sequence.tokens), 0, 0, 0], np.uint64)
     return float(np.random.Generator(np.random.Philox(key=key, counter=counter)).random())
 
 
-def _with_logprobs(logits: Logits, token: int, k: int | None) -> Sampled:
-    if k is None:
-        return Sampled(token)
-    wide = logits.astype(np.float64)
-    log_sum = wide.max() + np.log(np.exp(wide - wide.max()).sum())
-    ids = np.argpartition(-wide, k - 1)[:k] if k else np.empty(0, np.intp)
-    ids = ids[np.lexsort((ids, -wide[ids]))]
-    return Sampled(token, float(wide[token] - log_sum), tuple((int(i), float(wide[i] - log_sum)) for i in ids))
+def _with_logprobs(logits: Logits, token: int, k: int) -> Sampled:
+    highest = logits.max()
+    log_sum = float(highest) + float(np.log(np.exp(logits - highest).sum(dtype=np.float64)))
+    k = min(k, len(logits))
+    ids = np.argpartition(logits, len(logits) - k)[len(logits) - k :] if k else np.empty(0, np.intp)
+    ids = ids[np.lexsort((ids, -logits[ids]))]
+    top = [(int(i), max(LEAST_LOGPROB, float(logits[i]) - log_sum)) for i in ids]
+    return Sampled(token, max(LEAST_LOGPROB, float(logits[token]) - log_sum), tuple(top))

@@ -25,19 +25,24 @@ class Scheduler:
 
     def schedule(self) -> Plan:
         """Choose this step's work and give it its pages."""
-        budget, before = self._config.token_budget, self.preemptions
-        plan: dict[Sequence, int] = {}
+        budget, plan = self._config.token_budget, {}
+        pushed_out: set[Sequence] = set()
         for sequence in sorted(self.running, key=_is_behind):  # stable: else in the order of arrival
+            if sequence in pushed_out:
+                continue
             if sequence.missing > 1:
                 self._cache.catch_up(sequence)
             n = min(sequence.missing, budget)
-            if n and sequence in self.running:
-                budget += self._make_room(sequence, n, plan)
-                if sequence in self.running:
-                    plan[sequence] = n
-                    budget -= n
+            while n and not self._cache.extend(sequence, n):
+                victim = self._push_out_newest()
+                pushed_out.add(victim)
+                budget += plan.pop(victim, 0)
+                n = n if victim is not sequence else 0
+            if n:
+                plan[sequence] = n
+                budget -= n
         # Who was pushed out in this step doesn't come back in it, nor does anybody who came later.
-        while budget and self.preemptions == before and self._admit():
+        while budget and not pushed_out and self._admit():
             sequence = self.running[-1]
             plan[sequence] = n = min(sequence.missing, budget)
             self._cache.extend(sequence, n)
@@ -52,20 +57,13 @@ class Scheduler:
         else:
             self.waiting.remove(sequence)
 
-    def _make_room(self, sequence: Sequence, n: int, plan: dict[Sequence, int]) -> int:
-        """Pages for `n` more tokens, the newest sequences pushed out for them; `sequence` itself if it is the newest left.
-        Returns the tokens that come back into the budget."""
-        freed = 0
-        while not self._cache.extend(sequence, n):
-            victim = self.running.pop()
-            self._cache.release(victim)
-            victim.preempted = True
-            self.waiting.appendleft(victim)
-            self.preemptions += 1
-            freed += plan.pop(victim, 0)
-            if victim is sequence:
-                break
-        return freed
+    def _push_out_newest(self) -> Sequence:
+        victim = self.running.pop()
+        self._cache.release(victim)
+        victim.preempted = True
+        self.waiting.appendleft(victim)
+        self.preemptions += 1
+        return victim
 
     def _admit(self) -> bool:
         """Let the first in the queue in, if there is room for all that it has to compute: what starts should not be pushed

@@ -1,0 +1,48 @@
+"""The arrays of a step say what the plan says."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from baseload.runtime.engine.batch import build_batch
+
+
+def test_a_decode_and_a_chunk_lie_end_to_end(sequence):
+    decode, chunk = sequence([5, 6, 7, 8, 9]), sequence([1, 2, 3, 4, 5, 6, 7])
+    decode.computed, chunk.computed = 4, 2
+    decode.pages.extend([3, 1])
+    chunk.pages.extend([2, 0, 9])
+    batch = build_batch([(decode, 1), (chunk, 3)], page_size=4)
+    assert batch.tokens.tolist() == [9, 3, 4, 5]
+    assert batch.positions.tolist() == [4, 2, 3, 4]
+    assert batch.slots.tolist() == [4, 10, 11, 0]
+    assert batch.row_starts.tolist() == [0, 1, 4]
+    assert batch.context_lens.tolist() == [5, 5]
+    assert batch.page_tables.tolist() == [[3, 1, 0], [2, 0, 9]]
+    assert batch.logit_rows.tolist() == [0], "the chunk ends before its prompt does"
+    dtypes = {name: getattr(batch, name).dtype for name in batch.__slots__ if name != "page_size"}
+    assert dtypes.pop("slots") == np.int64 and set(dtypes.values()) == {np.dtype(np.int32)}
+
+
+@given(st.data())
+def test_any_plan(sequence, data: st.DataObject):
+    size, plan, next_page = data.draw(st.integers(1, 5)), [], 0
+    for _ in range(data.draw(st.integers(1, 5))):
+        s = sequence(data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=20)))
+        s.computed = data.draw(st.integers(0, len(s.tokens) - 1))
+        n = data.draw(st.integers(1, s.missing))
+        n_pages = -(-(s.computed + n) // size)
+        s.pages.extend(range(next_page, next_page + n_pages))
+        next_page += n_pages
+        plan.append((s, n))
+    batch = build_batch(plan, size)
+    at, wanted = 0, []
+    for row, (s, n) in enumerate(plan):
+        assert (batch.row_starts[row], batch.row_starts[row + 1], batch.context_lens[row]) == (at, at + n, s.computed + n)
+        for i in range(n):
+            position = s.computed + i
+            assert batch.tokens[at] == s.tokens[position] and batch.positions[at] == position
+            assert batch.slots[at] == s.pages[position // size] * size + position % size
+            at += 1
+        wanted += [at - 1] if s.computed + n == len(s.tokens) else []
+    assert batch.logit_rows.tolist() == wanted

@@ -1,0 +1,82 @@
+"""The routes over the real router and the real ledger; only the model is scripted."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from baseload.ledger.ledger import Ledger
+from baseload.router.policy import Policy
+from baseload.router.router import Router
+from baseload.server.services import Services
+from baseload.wire.backend import ModelInfo
+from baseload.wire.chat import ChatRequest, Event, Finish, TextDelta, Usage
+
+
+class Echo:
+    """A backend that says the last message back."""
+
+    models = (ModelInfo("tiny", 4096),)
+
+    async def generate(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
+        text = request.messages[-1].text if request.messages else str(request.prompt)
+        if text == "wait":
+            await asyncio.sleep(60)
+        yield TextDelta(text, tokens=1)
+        yield Usage(4, 1, 2)
+        yield Finish("stop")
+
+    def count_tokens(self, request: ChatRequest) -> int | None:
+        return 4
+
+
+@pytest.fixture
+def house(serve, tmp_path: Path) -> Iterator[httpx2.Client]:
+    ledger = Ledger.open(f"sqlite:///{tmp_path}/ledger.db")
+    running = serve(started=False)
+    running.app.state.life.start(Services(Router([Echo()], {}, Policy(), ledger), ledger))
+    with httpx2.Client(base_url=running.url, timeout=20) as client:
+        yield client
+    running.stop()
+    ledger.close()
+
+
+def ask(text: str, **more: object) -> dict[str, object]:
+    return {"model": "local", "messages": [{"role": "user", "content": text}]} | more
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_stands_in_the_ledger_when_it_has_ended(house, stream):
+    answer = house.post("/v1/chat/completions", json=ask("hello", stream=stream))
+    assert "hello" in answer.text
+    assert answer.headers["x-baseload-route"] == "tiny"
+    page = house.get(f"/v1/requests/{answer.headers['x-baseload-request-id']}").json()
+    assert page["status"] == "done"
+    assert [(a["prompt_tokens"], a["completion_tokens"], a["cached_tokens"]) for a in page["attempts"]] == [(4, 1, 2)]
+    assert "hello" not in str(page)
+
+
+def test_each_prompt_is_a_request_of_its_own(house):
+    answer = house.post("/v1/completions", json={"model": "local", "prompt": ["a", "b"]})
+    assert [c["text"] for c in answer.json()["choices"]] == ["a", "b"]
+    assert (answer.headers["x-baseload-attempts"], float(answer.headers["x-baseload-cost-usd"])) == ("2", 0)
+    first = answer.headers["x-baseload-request-id"]
+    assert {house.get(f"/v1/requests/{name}").status_code for name in (first, f"{first}.1")} == {200}
+
+
+def test_a_client_that_leaves_is_written_down_as_cancelled(house):
+    with pytest.raises(httpx2.TimeoutException):
+        house.post("/v1/chat/completions", json=ask("wait"), timeout=0.5)
+    text = ""
+    for _ in range(100):
+        text = house.get("/metrics").text
+        if 'finished_reason="abort"' in text:
+            break
+    assert 'finished_reason="abort"' in text
+
+
+def test_models_are_the_routers(house):
+    assert [m["id"] for m in house.get("/v1/models").json()["data"]] == ["tiny", "auto", "local"]
+    assert house.post("/v1/chat/completions", json=ask("x", model="nope")).status_code == 404
