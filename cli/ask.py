@@ -15,8 +15,8 @@ def ask(
     question: Annotated[list[str] | None, typer.Argument(help="The question; what is piped in is put after it.")] = None,
     model: Annotated[str, typer.Option(help="Which model, as the server names it.")] = "auto",
     system: Annotated[str | None, typer.Option(help="What the model is told first.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="The answer's longest length.")] = None,
-    temperature: Annotated[float | None, typer.Option(min=0, max=2, help="0 for the likeliest answer.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="The answer's longest length.")] = 1024,
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 for the likeliest answer.")] = 0.2,
     url: Annotated[str, typer.Option(help="The server.")] = DEFAULT_URL,
 ) -> None:
     """Ask one question and print the answer as it comes."""

@@ -1,5 +1,6 @@
 """`baseload serve`: the model at hand, and the HTTP server over it."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +29,8 @@ def serve(
         "models.serve": tuple(model) if model else None,
         "router.air_gap": air_gap or None,
     }
+    # OpenMP's threads spin after a parallel region; beside another busy program that costs seconds a step.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     settings, _ = load(config, {key: value for key, value in given.items() if value is not None})
     check_bind(settings.server)  # before a pull, which can take minutes
     files = [(name_of(name), fetched(name, config, settings.router.air_gap)) for name in settings.models.serve]

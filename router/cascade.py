@@ -36,9 +36,7 @@ class Attempt:
     def __init__(self, request_id: str, n: int, place: Place, ledger: Ledger) -> None:
         model = place.rung.model.id
         self.place, self._ledger, self._clock = place, ledger, time.monotonic()
-        self.row = AttemptRow(
-            uuid.uuid4().hex, request_id, n, place.rung.supplier or "local", model, started_ts=time.time()
-        )
+        self.row = AttemptRow(uuid.uuid4().hex, request_id, n, place.rung.supplier or "local", model, started_ts=time.time())
         self.events: list[Event] = []
         self.finishes: dict[int, Finish] = {}
         self.failure: Failure | None = None
@@ -91,9 +89,7 @@ class Attempt:
         self._ledger.add(self.row)
 
 
-async def attempt_events(
-    request: ChatRequest, attempt: Attempt, *, keep: bool
-) -> AsyncGenerator[Event, None]:
+async def attempt_events(request: ChatRequest, attempt: Attempt, *, keep: bool) -> AsyncGenerator[Event, None]:
     """The backend's events, noted on their way. Leaving early stops the backend and closes the row."""
     egress.request_id.set(attempt.row.request_id)
     try:

@@ -172,9 +172,7 @@ def _pattern_properties(
 
 
 # jsonschema searches patterns with `re`, which nothing can stop.
-BoundedValidator = validators.extend(
-    Draft202012Validator, {"pattern": _pattern, "patternProperties": _pattern_properties}
-)
+BoundedValidator = validators.extend(Draft202012Validator, {"pattern": _pattern, "patternProperties": _pattern_properties})
 KINDS = {
     "json_schema": _json_schema,
     "json_object": _json_object,
@@ -183,4 +181,3 @@ KINDS = {
     "finish_reason": _finish_reason,
 }
 FIELDS = {"json_schema": ("schema",), "regex": ("pattern",), "finish_reason": ("allowed",)}
-

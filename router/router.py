@@ -70,9 +70,7 @@ class Router:
         self._policy, self._ledger = policy, ledger
         self._local = {b.models[0].id: Place(Rung(b.models[0].id, b.models[0]), b) for b in local}
         self._remote = {
-            model.id: Place(
-                Rung(model.id, model, name, profile.not_ready), backend, profile.price_provider or profile.name
-            )
+            model.id: Place(Rung(model.id, model, name, profile.not_ready), backend, profile.price_provider or profile.name)
             for name, (profile, backend) in suppliers.items()
             for model in profile.models
         }

@@ -9,7 +9,7 @@ from contextlib import aclosing
 
 from ..wire.backend import ModelInfo
 from ..wire.chat import ChatRequest, Event, Failure, Finish, TextDelta, Usage
-from ..wire.errors import BaseloadError, InternalError
+from ..wire.errors import BaseloadError, ContextLengthExceeded, InternalError
 from .engine import Engine, GenerationRequest, GenerationStream, TokenOutput
 from .models.model_file import LoadedModel
 
@@ -28,6 +28,8 @@ class LocalBackend:
         """`engine` runs `model`; `name` is what clients call it, `created` its unix time."""
         self._model, self._engine = model, engine
         self._threads = ThreadPoolExecutor(N_THREADS, "prompt")
+        tokenizer = model.tokenizer
+        self._longest_token = max(len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size))  # bytes
         info = ModelInfo(name, engine.longest, local=True, tools=model.template.knows_tools, created=created)
         self.models = (info,)
 
@@ -52,8 +54,9 @@ class LocalBackend:
                 await stream.aclose()
 
     def count_tokens(self, request: ChatRequest) -> int:
-        """See Backend.count_tokens. Blocks while the template runs."""
-        return len(self._tokens(request))
+        """See Backend.count_tokens; of a hopelessly long prompt, how many it has at least. Blocks while the template runs."""
+        at_least = _n_bytes(request) // self._longest_token
+        return at_least if at_least >= self._engine.longest else len(self._tokens(request))
 
     def close(self) -> None:
         """Let the template's process and the threads go."""
@@ -63,6 +66,13 @@ class LocalBackend:
     async def _encode(self, request: ChatRequest) -> Sequence[int]:
         """The prompt's ids. Another thread makes them where that may take long: a template runs in a process of its own,
         which is waited for."""
+        if (at_least := _n_bytes(request) // self._longest_token) >= self._engine.longest:
+            # Tokenising tens of megabytes takes a minute, and the answer is known without.
+            raise ContextLengthExceeded(
+                f"This model's maximum context length is {self._engine.longest} tokens. However, your prompt has at least "
+                f"{at_least} tokens. Please shorten it.",
+                param="messages",
+            )
         if isinstance(request.prompt, tuple) or (request.prompt is not None and len(request.prompt) < LONG_PROMPT):
             return self._tokens(request)
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._tokens, request)
@@ -93,6 +103,12 @@ class LocalBackend:
 
     def _echo(self, request: ChatRequest, prompt: Sequence[int]) -> str:
         return request.prompt if isinstance(request.prompt, str) else self._model.tokenizer.decode(prompt)
+
+
+def _n_bytes(request: ChatRequest) -> int:
+    """The texts of a request in UTF-8 bytes."""
+    prompt = request.prompt if isinstance(request.prompt, str) else ""
+    return len(prompt.encode("utf-8", "replace")) + sum(len(m.text.encode("utf-8", "replace")) for m in request.messages)
 
 
 async def _events(streams: list[GenerationStream]) -> AsyncGenerator[Event, None]:

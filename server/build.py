@@ -41,8 +41,9 @@ async def build_services(settings: Settings, files: Sequence[tuple[str, Path]]) 
     profiles = load_profiles(CONFIGS / "suppliers", settings.suppliers)
     allowed = frozenset(settings.router.allowed_suppliers)
     ledger = Ledger.open(settings.ledger.url or default_url())
+    ledger.reconcile()
     engines: list[Engine] = []
-    models: list[LoadedModel] = []
+    local: list[LocalBackend] = []
     remote: dict[str, tuple[SupplierProfile, Resilient]] = {}
     clients: list[HttpBackend] = []
 
@@ -50,18 +51,16 @@ async def build_services(settings: Settings, files: Sequence[tuple[str, Path]]) 
         for engine in engines:
             await engine.drain(0)
             engine.close()
-        for model in models:
-            model.template.close()
+        for backend in local:
+            backend.close()
         for client in clients:
             await client.close()
         await asyncio.to_thread(ledger.close)
 
     try:
         egress = door(settings, ledger, [p.host for p in profiles.values() if p.name in allowed])
-        local: list[LocalBackend] = []
         for name, path in files:
             model, engine = await asyncio.to_thread(load_engine, path, settings.engine)
-            models.append(model)
             engines.append(engine)
             local.append(LocalBackend(model, engine, name))
             engine.start()

@@ -104,9 +104,7 @@ class _Connector(aiohttp.TCPConnector):
 class _Resolver(AbstractResolver):
     """The system's resolver, reached only after leave was given."""
 
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
+    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[ResolveResult]:
         """See AbstractResolver."""
         return await aiohttp.ThreadedResolver().resolve(host, port, family)
 

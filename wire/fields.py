@@ -15,6 +15,7 @@ from .errors import BadRequest
 
 MAX_SCHEMA_BYTES, MAX_SCHEMA_DEPTH = 256 << 10, 64
 MAX_IMAGE_BYTES = 20 << 20
+MAX_DESCRIPTION = 65_536  # characters of a tool's description
 NAMES = {str: "a string", bool: "true or false", list: "a list", dict: "an object", int: "an integer", float: "a number"}
 
 
@@ -204,6 +205,8 @@ def _tool(tool: Any, at: str) -> ToolSpec:
         raise bad(at + ".function", "is missing")
     at += ".function."
     name = read(function, "name", str, at=at)
+    if len(read(function, "description", str, "", at=at)) > MAX_DESCRIPTION:
+        raise bad(at + "description", f"is longer than {MAX_DESCRIPTION} characters")
     if not name or len(name) > 128 or not all(c.isascii() and (c.isalnum() or c in "_-.") for c in name):
         raise bad(at + "name", "must be 1 to 128 letters, digits, underscores, dashes or dots")
     return ToolSpec(

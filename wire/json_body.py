@@ -1,5 +1,6 @@
 """JSON as it comes from strangers: strict, and bounded before it is parsed."""
 
+import math
 import re
 from typing import Any
 
@@ -47,7 +48,7 @@ def _check_numbers(value: Any) -> None:
             todo.extend(item.values())
         elif isinstance(item, list):
             todo.extend(item)
-        elif isinstance(item, float) and abs(item) > 1.7e308:
+        elif isinstance(item, float) and math.isinf(item):
             raise BadRequest("The body holds a number that is out of range.", code="invalid_json")
 
 

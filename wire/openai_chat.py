@@ -34,6 +34,8 @@ PROTOCOL = "openai_chat"
 DONE = "[DONE]"
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_MESSAGES = 10_000
+# Fields that only some suppliers use; of the wrong type they are refused here all the same.
+UNUSED = {"metadata": dict, "prediction": dict, "store": bool, "service_tier": str, "reasoning_effort": str}
 FINISH_REASONS = ("stop", "length", "tool_calls", "content_filter")
 
 # --------------------------------------------------------------------------------------------- a client's request, read
@@ -42,6 +44,8 @@ FINISH_REASONS = ("stop", "length", "tool_calls", "content_filter")
 def parse_request(body: Mapping[str, Any]) -> ChatRequest:
     """The request in a JSON object. Raises BadRequest, naming the field and the reason."""
     specs = fields.tools(body)
+    for name, kind in UNUSED.items():
+        read(body, name, kind)
     include_usage, continuous = fields.stream_options(body)
     messages = items(body, "messages", MAX_MESSAGES)
     if not messages:
@@ -472,5 +476,3 @@ def parse_usage(usage: Mapping[str, Any]) -> Usage:
 def _error_text(error: Any) -> str:
     text = error.get("message") if isinstance(error, dict) else error
     return f"The supplier answered with an error: {' '.join(str(text).split())[:200]}"
-
-

@@ -39,7 +39,7 @@ def _turns(message: Message, names: dict[str, str]) -> Iterator[dict[str, Any]]:
     calls = [_call(b) for b in rest if isinstance(b, ToolCall)]
     reasoning = "".join(b.text for b in rest if isinstance(b, Reasoning))
     texts = [_text(b) for b in rest if isinstance(b, Text | Image)]
-    turn: dict[str, Any] = {"role": message.role, "content": "".join(texts) if texts or not calls else None}
+    turn: dict[str, Any] = {"role": message.role, "content": "".join(texts)}  # never null: templates add to it
     if message.name:
         turn["name"] = message.name
     if calls:

@@ -194,5 +194,3 @@ def _alignment(metadata: dict[str, Any]) -> int:
     if not is_power:
         raise ModelFileError(f"general.alignment {str(alignment)[:20]} is not a power of two from 8 to 65536")
     return alignment
-
-

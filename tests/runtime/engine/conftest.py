@@ -35,7 +35,9 @@ def count_up(context: Sequence[int]) -> int:
 class Model:
     """Answers `answer(context)`, the context read back from the pages that the step shows. `hook` sees each batch first."""
 
-    def __init__(self, config: EngineConfig, answer: Callable[[Sequence[int]], Any] = count_up, context_length: int = 512) -> None:
+    def __init__(
+        self, config: EngineConfig, answer: Callable[[Sequence[int]], Any] = count_up, context_length: int = 512
+    ) -> None:
         self.vocab, self.context_length = VOCAB, context_length
         self.answer: Callable[[Sequence[int]], Any] = answer
         self.hook: Callable[[StepBatch], None] = lambda batch: None
@@ -98,32 +100,34 @@ class Bench:
         return self.outputs[name][-1]
 
 
-def make_sequence(prompt: Sequence[int], salt: str = "", output: Sequence[int] = (), choice: int = 0, **sampling: Any) -> EngineSequence:
+def make_sequence(
+    prompt: Sequence[int], salt: str = "", output: Sequence[int] = (), choice: int = 0, **sampling: Any
+) -> EngineSequence:
     """A sequence that nobody has scheduled yet."""
     request = GenerationRequest("x", list(prompt), SamplingParams(**sampling), choice, salt)
     seed = sampling.get("seed") or 0
     return EngineSequence(request, seed, 10_000, Detokenizer(Tokenizer()), [*prompt, *output], len(prompt))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def bench() -> type[Bench]:
     """Makes a Bench."""
     return Bench
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def model() -> type[Model]:
     """Makes a Model."""
     return Model
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     """Bytes as tokens."""
     return Tokenizer()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def sequence() -> Callable[..., EngineSequence]:
     """Makes a Sequence."""
     return make_sequence
