@@ -1,0 +1,336 @@
+"""A supplier that fails in every way: each stream ends in exactly one Finish or Failure, and retries stay in their budget."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+
+from baseload.router.suppliers.profile import SupplierError, load_profiles, parse_profile
+from baseload.router.suppliers.resilience import OPEN_AFTER, Breaker, Resilient, RetryBudget
+from baseload.wire.backend import ModelInfo
+from baseload.wire.chat import ChatRequest, Event, Failure, Finish, Message, Text, TextDelta, Usage
+from baseload.wire.client import Connection, HttpBackend
+from baseload.wire.egress import Egress, EgressRecord, is_loopback
+from baseload.wire.errors import EgressDenied
+
+Writer = asyncio.StreamWriter
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
+REQUEST = ChatRequest("big", (Message("user", (Text("hi"),)),))
+
+
+def chunk(text: str = "", finish: str | None = None, **more: Any) -> bytes:
+    choice = {"index": 0, "delta": {"content": text} if text else {}, "finish_reason": finish}
+    return b"data: " + json.dumps({"choices": [choice], **more}).encode() + b"\n\n"
+
+
+USAGE = b'data: {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}\n\n'
+DONE = b"data: [DONE]\n\n"
+GOOD = HEAD + chunk("hel") + chunk("lo", "stop") + USAGE + DONE
+
+
+def status(code: int, *headers: str, body: bytes = b'{"error": {"message": "secret details"}}') -> bytes:
+    lines = [
+        f"HTTP/1.1 {code} X",
+        "content-type: application/json",
+        f"content-length: {len(body)}",
+        "connection: close",
+        *headers,
+    ]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+# name -> (what is sent, whether the connection is then cut, left open, or closed)
+FAULTS: dict[str, tuple[bytes, str]] = {
+    "reset before a byte": (b"", "reset"),
+    "closed before a byte": (b"", "close"),
+    "500": (status(500), "close"),
+    "529": (status(529), "close"),
+    "429": (status(429, "retry-after: 0"), "close"),
+    "200 with an error object": (status(200), "close"),
+    "200 with html": (status(200, body=b"<html>"), "close"),
+    "redirect": (status(302, "location: http://127.0.0.1:1/"), "close"),
+    "error in the stream": (HEAD + b'data: {"error": {"message": "overloaded"}}\n\n', "close"),
+    "cut after some words": (HEAD + chunk("hel"), "reset"),
+    "no finish": (HEAD + chunk("hel") + DONE, "close"),
+    "stall before a word": (HEAD, "stall"),
+    "stall after a word": (HEAD + chunk("hel"), "stall"),
+    "no headers": (b"", "stall"),
+    "garbage events": (HEAD + b"data: {nonsense\n\n", "close"),
+    "garbage bytes": (b"\x00\xff" * 100, "close"),
+    "an endless line": (HEAD + b"data: " + b"x" * (3 << 20), "close"),
+    "compressed": (HEAD.replace(b"\r\n\r\n", b"\r\ncontent-encoding: gzip\r\n\r\n") + b"\x1f\x8b", "close"),
+    "negative usage": (HEAD + b'data: {"usage": {"prompt_tokens": -1}, "choices": []}\n\n', "close"),
+}
+
+
+class Upstream:
+    """Sends the scripted bytes, one script for each connection; the last one again and again."""
+
+    def __init__(self, scripts: list[tuple[bytes, str]]) -> None:
+        self.scripts, self.calls, self.bodies = scripts, 0, list[dict[str, Any]]()
+        self.keys: list[str] = []
+        self.gone = asyncio.Event()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: Writer) -> None:
+        data, after = self.scripts[min(self.calls, len(self.scripts) - 1)]
+        self.calls += 1
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+            size = int(head.partition("content-length:")[2].split("\r\n")[0])
+            self.keys.append(head.partition("idempotency-key:")[2].split("\r\n")[0].strip())
+            self.bodies.append(json.loads(await reader.readexactly(size)))
+            writer.write(data)
+            await writer.drain()
+            if after == "stall":
+                await reader.read()
+                self.gone.set()
+        if after == "reset":
+            writer.transport.abort()
+        writer.close()
+
+
+@asynccontextmanager
+async def upstream(*scripts: tuple[bytes, str]) -> AsyncGenerator[tuple[Upstream, HttpBackend], None]:
+    source = Upstream(list(scripts))
+    server = await asyncio.start_server(source.serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    at = Connection("acme", f"http://127.0.0.1:{port}/v1", first_byte_s=0.3, connect_s=0.3, between_bytes_s=0.3)
+    backend = HttpBackend(at, [ModelInfo("acme/big", 9000, local=False)], Egress(frozenset(), nobody))
+    try:
+        yield source, backend
+    finally:
+        await backend.close()
+        server.close()
+
+
+async def nobody(record: EgressRecord) -> None:
+    raise AssertionError("loopback is not recorded")
+
+
+async def collect(events: AsyncGenerator[Event, None]) -> list[Event]:
+    return [event async for event in events]
+
+
+def ends(events: list[Event]) -> list[type]:
+    return [type(e) for e in events if isinstance(e, Finish | Failure)]
+
+
+async def test_a_good_answer():
+    async with upstream((GOOD, "close")) as (source, backend):
+        events = await collect(backend.generate(REQUEST))
+        assert "".join(e.text for e in events if isinstance(e, TextDelta)) == "hello"
+        assert events[-2:] == [Usage(3, 2), Finish("stop")]
+        assert source.bodies[0]["model"] == "big" and source.bodies[0]["stream"] is True
+
+
+async def test_an_answer_that_comes_whole():
+    body = {"choices": [{"index": 0, "message": {"content": "hi"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 1}}
+    async with upstream((status(200, body=json.dumps(body).encode()), "close")) as (_, backend):
+        assert await collect(backend.generate(REQUEST)) == [TextDelta("hi", tokens=1), Usage(1, 0), Finish("stop")]
+
+
+async def test_two_finishes_are_one():
+    async with upstream((HEAD + chunk("a", "stop") + chunk("b", "length") + DONE, "close")) as (_, backend):
+        assert ends(await collect(backend.generate(REQUEST))) == [Finish]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_every_fault_ends_in_one_failure(fault: str):
+    async with upstream(FAULTS[fault]) as (_, backend):
+        async with asyncio.timeout(5):
+            events = await collect(backend.generate(REQUEST))
+    assert ends(events) == [Failure] and isinstance(events[-1], Failure)
+    assert events[-1].status in (429, 502) and len(events[-1].message) < 300
+
+
+async def test_64_streams_over_all_faults_end_once_each():
+    names = list(FAULTS)
+    async with upstream(*[FAULTS[names[i % len(names)]] for i in range(64)]) as (_, backend):
+        async with asyncio.timeout(20):
+            streams = await asyncio.gather(*[collect(backend.generate(REQUEST)) for _ in range(64)])
+    assert all(len(ends(events)) == 1 for events in streams)
+
+
+async def test_refused_connections():
+    backend = HttpBackend(Connection("acme", "http://127.0.0.1:9/v1"), [], Egress(frozenset(), nobody))
+    (failure,) = await collect(backend.generate(REQUEST))
+    assert isinstance(failure, Failure) and failure.retryable and "cannot be reached" in failure.message
+    await backend.close()
+
+
+async def test_leaving_early_closes_the_connection():
+    async with upstream((HEAD + chunk("hel"), "stall")) as (source, backend):
+        events = backend.generate(REQUEST)
+        assert isinstance(await anext(events), TextDelta)
+        await events.aclose()
+        await asyncio.wait_for(source.gone.wait(), 2)
+
+
+# ------------------------------------------------------------------------------------------------- retries
+
+
+async def resilient(*scripts: tuple[bytes, str]) -> tuple[list[Event], Upstream, Resilient]:
+    async with upstream(*scripts) as (source, backend):
+        guarded = Resilient(backend, "acme", sleep=no_sleep)
+        return await collect(guarded.generate(REQUEST)), source, guarded
+
+
+async def no_sleep(seconds: float) -> None:
+    pass
+
+
+async def test_a_failure_before_the_first_word_is_tried_again_with_a_key_of_its_own():
+    events, source, _ = await resilient(FAULTS["500"], FAULTS["reset before a byte"], (GOOD, "close"))
+    assert ends(events) == [Finish] and source.calls == 3 and len(set(source.keys)) == 3
+
+
+async def test_three_tries_and_no_more():
+    events, source, _ = await resilient(FAULTS["500"])
+    assert ends(events) == [Failure] and source.calls == 3
+
+
+async def test_after_the_first_word_nothing_is_tried_again():
+    events, source, _ = await resilient(FAULTS["cut after some words"], (GOOD, "close"))
+    assert ends(events) == [Failure] and source.calls == 1
+
+
+async def test_a_refusal_is_not_tried_again():
+    _, source, guarded = await resilient((status(400), "close"))
+    assert source.calls == 1 and guarded.breaker.failures == 0
+
+
+def test_the_retry_budget_is_a_share_of_what_is_live():
+    budget = RetryBudget()
+    budget.live = 10
+    assert [budget.take() for _ in range(4)] == [True, True, True, False]
+    budget.live = 100
+    assert sum(budget.take() for _ in range(100)) == 17
+
+
+def test_the_breaker_opens_probes_and_closes():
+    now = [0.0]
+    breaker = Breaker(lambda: now[0])
+    for _ in range(OPEN_AFTER):
+        assert breaker.admits()
+        breaker.failed()
+    assert not breaker.admits()
+    now[0] = 10
+    assert [breaker.admits(), breaker.admits()] == [True, False]  # one probe
+    breaker.failed()
+    now[0] = 29
+    assert not breaker.admits()  # it now rests twice as long
+    now[0] = 31
+    assert breaker.admits()
+    breaker.succeeded()
+    assert breaker.admits() and breaker.pause_s == 10
+
+
+def test_a_probe_whose_client_left_lets_the_next_one_probe():
+    now = [0.0]
+    breaker = Breaker(lambda: now[0], failures=OPEN_AFTER, open_until=0.0)
+    assert breaker.admits() and not breaker.admits()
+    breaker.abandoned()
+    assert breaker.admits()
+
+
+async def test_an_open_breaker_calls_nobody():
+    async with upstream((GOOD, "close")) as (source, backend):
+        guarded = Resilient(backend, "acme", clock=lambda: 5.0, sleep=no_sleep)
+        guarded.breaker.open_until = 9.0
+        (failure,) = await collect(guarded.generate(REQUEST))
+        assert isinstance(failure, Failure) and failure.status == 503 and failure.retry_after == 4 and source.calls == 0
+
+
+# ------------------------------------------------------------------------------------------------- the door
+
+
+Record = Callable[[EgressRecord], Awaitable[None]]
+
+
+async def test_the_record_is_written_before_the_call_and_without_it_there_is_none():
+    seen: list[EgressRecord] = []
+
+    async def write(record: EgressRecord) -> None:
+        seen.append(record)
+        raise OSError("disk full")
+
+    backend = HttpBackend(Connection("acme", "http://supplier.invalid/v1"), [], Egress(frozenset({"supplier.invalid"}), write))
+    (failure,) = await collect(backend.generate(REQUEST))
+    assert isinstance(failure, Failure)
+    assert [(r.host, r.port, r.allowed) for r in seen] == [("supplier.invalid", 80, True)]
+    await backend.close()
+
+
+@pytest.mark.parametrize(("allowed", "air_gap"), [(frozenset[str](), False), (frozenset({"supplier.invalid"}), True)])
+async def test_what_is_denied_is_recorded_and_never_looked_up(allowed: frozenset[str], air_gap: bool, monkeypatch: Any):
+    seen: list[EgressRecord] = []
+
+    async def write(record: EgressRecord) -> None:
+        seen.append(record)
+
+    async def never(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("a name was looked up")
+
+    monkeypatch.setattr("aiohttp.ThreadedResolver.resolve", never)
+    door = Egress(allowed, write, air_gap=air_gap)
+    backend = HttpBackend(Connection("acme", "https://supplier.invalid/v1"), [], door)
+    (failure,) = await collect(backend.generate(REQUEST))
+    assert isinstance(failure, Failure) and failure.status == 403 and failure.code == "egress_denied"
+    assert [r.allowed for r in seen] == [False]
+    with pytest.raises(EgressDenied):
+        await door.leave("supplier.invalid", 443, "pull")
+    await backend.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "free"),
+    [
+        ("127.0.0.1", True),
+        ("localhost", True),
+        ("::1", True),
+        ("127.8.8.8", True),
+        ("10.0.0.1", False),
+        ("localhost.x.org", False),
+    ],
+)
+def test_loopback_is_known_by_name_or_number(host: str, free: bool):
+    assert is_loopback(host) is free
+
+
+# ------------------------------------------------------------------------------------------------- profiles
+
+
+def test_shipped_suppliers_load_and_a_table_lays_over_them(pytestconfig: pytest.Config):
+    shipped = pytestconfig.rootpath / "configs" / "suppliers"
+    profiles = load_profiles(shipped, {"deepseek": {"first_byte_s": 5.0}})
+    assert profiles["deepseek"].first_byte_s == 5.0 and profiles["deepseek"].host.endswith("deepseek.com")
+    assert all(p.models and p.api_key_env for p in profiles.values())
+
+
+@pytest.mark.parametrize(
+    ("table", "word"),
+    [
+        ({}, "base_url"),
+        ({"base_url": "ftp://x"}, "base_url"),
+        ({"base_url": "http://user:pw@x"}, "base_url"),
+        ({"base_url": "http://x", "ulr": 1}, "ulr"),
+        ({"base_url": "http://x", "kind": "soap"}, "kind"),
+        ({"base_url": "http://x", "models": ["a"]}, "model"),
+        ({"base_url": "http://x", "connect_s": -1}, "connect_s"),
+        ({"base_url": "http://x", "drop_fields": "a"}, "drop_fields"),
+    ],
+)
+def test_a_broken_supplier_says_what_is_wrong(table: dict[str, Any], word: str):
+    with pytest.raises(SupplierError, match=word):
+        parse_profile("acme", table)
+
+
+def test_a_supplier_without_its_key_is_not_ready(monkeypatch: pytest.MonkeyPatch):
+    profile = parse_profile("acme", {"base_url": "http://x", "api_key_env": "ACME_KEY"})
+    monkeypatch.delenv("ACME_KEY", raising=False)
+    assert "ACME_KEY" in profile.not_ready
+    monkeypatch.setenv("ACME_KEY", "k")
+    assert profile.not_ready == "" and profile.connection().api_key == "k"
