@@ -81,7 +81,8 @@ def parse_profile(name: str, table: Mapping[str, Any]) -> SupplierProfile:
     drop = values.get("drop_fields", ())
     if not isinstance(drop, list | tuple) or not all(isinstance(f, str) for f in drop):
         raise SupplierError(f"supplier {name}: drop_fields must be a list of names")
-    return SupplierProfile(name=name, **(values | {"drop_fields": tuple(drop)}))
+    values["drop_fields"] = tuple(drop)
+    return SupplierProfile(name=name, **values)
 
 
 def _model(supplier: str, table: Any) -> ModelInfo:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -179,7 +180,7 @@ async def test_an_abort_from_elsewhere_ends_the_stream_that_is_read():
 
 
 async def test_a_cancelled_reader_stops_the_work():
-    async with running(FakeRunner(before_run=lambda batch: threading.Event().wait(0.01) and None)) as engine:
+    async with running(FakeRunner(before_run=lambda batch: time.sleep(0.01))) as engine:
         reading = asyncio.create_task(read(engine.submit(request(max_tokens=None))))
         await until(lambda: engine.stats().generation_tokens > 0)
         reading.cancel()

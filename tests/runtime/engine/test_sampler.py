@@ -145,7 +145,7 @@ def test_penalties_biases_and_bans_beside_the_reference(
     min_tokens: int,
 ):
     logits = random_logits(seed, 12)
-    params = {"repetition_penalty": repetition, "presence_penalty": presence, "frequency_penalty": frequency}
+    params: dict[str, Any] = {"repetition_penalty": repetition, "presence_penalty": presence, "frequency_penalty": frequency}
     sequence = row(said, (*prompt, 0), logit_bias=bias, min_tokens=min_tokens, stop_token_ids=(7,), **params)
     want = shaped(logits, sequence, (*END, 7) if len(said) < min_tokens else ())
     token = one(logits, sequence, END).token
