@@ -47,7 +47,7 @@ class GgufFile:
         """The tensor's bytes, [nbytes], a read-only view of the mapped file. Raises ModelFileError for an unknown name."""
         info = self.tensors.get(name)
         if info is None:
-            raise ModelFileError(f"the file has no tensor {name!r}")
+            raise ModelFileError(f"the file has no tensor {name[:80]!r}")
         return self._bytes[info.offset : info.offset + info.nbytes]
 
 
@@ -74,7 +74,7 @@ class _Reader:
         for _ in range(n_pairs):
             key = self._key("key")
             if key in metadata:
-                raise ModelFileError(f"the key {key!r} stands twice in the header")
+                raise ModelFileError(f"the key {key[:80]!r} stands twice in the header")
             metadata[key] = self._value(self._number("<I"), key)
         found = [self._tensor() for _ in range(n_tensors)]
         alignment = _alignment(metadata)
@@ -120,25 +120,25 @@ class _Reader:
 
     def _value(self, kind: int, key: str) -> Any:
         if kind == STRING:
-            return self._string(f"{key!r}")
+            return self._string(f"{key[:80]!r}")
         if kind == ARRAY:
             return self._array(key)
         return self._number(self._form(kind, key))
 
     def _form(self, kind: int, key: str) -> str:
         if kind not in SCALARS:
-            raise ModelFileError(f"{key!r} has the unknown type {kind}")
+            raise ModelFileError(f"{key[:80]!r} has the unknown type {kind}")
         return SCALARS[kind]
 
     def _array(self, key: str) -> list[Any]:
         kind, n = self._number("<I"), self._number("<Q")
         if kind == ARRAY:
-            raise ModelFileError(f"{key!r} is an array of arrays, which is not read")
+            raise ModelFileError(f"{key[:80]!r} is an array of arrays, which is not read")
         if kind == STRING:
-            self._must_hold(f"length of {key!r}", n, 8)
+            self._must_hold(f"length of {key[:80]!r}", n, 8)
             return self._strings(n, key)
         dtype = np.dtype(np.uint8 if kind == BOOL else self._form(kind, key))
-        self._must_hold(f"length of {key!r}", n, dtype.itemsize)
+        self._must_hold(f"length of {key[:80]!r}", n, dtype.itemsize)
         values = np.frombuffer(self._data, dtype, n, self._at)
         self._at += n * dtype.itemsize
         return (values != 0).tolist() if kind == BOOL else values.tolist()
@@ -148,7 +148,7 @@ class _Reader:
         data, at, size, unpack, out = self._data, self._at, self._size, struct.Struct("<Q").unpack_from, []
         for _ in range(n):
             if at + 8 > size or (end := at + 8 + unpack(data, at)[0]) > size:
-                raise ModelFileError(f"a string of {key!r} exceeds the file")
+                raise ModelFileError(f"a string of {key[:80]!r} exceeds the file")
             out.append(data[at + 8 : end].decode("utf-8", "surrogateescape"))
             at = end
         self._at = at
@@ -159,15 +159,15 @@ class _Reader:
         name = self._key("tensor's name")
         n_dims = self._number("<I")
         if not 1 <= n_dims <= 4:
-            raise ModelFileError(f"tensor {name!r} has {n_dims} dimensions")
+            raise ModelFileError(f"tensor {name[:80]!r} has {n_dims} dimensions")
         dims = [self._number("<Q") for _ in range(n_dims)]
         kind, offset = self._number("<I"), self._number("<Q")
         if kind not in BLOCKS:
-            raise ModelFileError(f"tensor {name!r} has the unsupported type {kind}")
+            raise ModelFileError(f"tensor {name[:80]!r} has the unsupported type {kind}")
         block, block_bytes = BLOCKS[kind]
         n = math.prod(dims)
         if n == 0 or n > 1 << 48 or dims[0] % block:
-            raise ModelFileError(f"tensor {name!r} has the impossible shape {dims[::-1]}")
+            raise ModelFileError(f"tensor {name[:80]!r} has the impossible shape {dims[::-1]}")
         return TensorInfo(name, tuple(dims[::-1]), kind, offset, n // block * block_bytes)
 
     def _placed(self, found: list[TensorInfo], start: int, alignment: int) -> dict[str, TensorInfo]:
@@ -176,13 +176,13 @@ class _Reader:
         end, before = 0, ""
         for info in sorted(found, key=lambda t: t.offset):
             if info.name in tensors:
-                raise ModelFileError(f"the tensor {info.name!r} stands twice in the header")
+                raise ModelFileError(f"the tensor {info.name[:80]!r} stands twice in the header")
             if info.offset % alignment:
-                raise ModelFileError(f"tensor {info.name!r} lies off the alignment of {alignment}")
+                raise ModelFileError(f"tensor {info.name[:80]!r} lies off the alignment of {alignment}")
             if start + info.offset + info.nbytes > self._size:
-                raise ModelFileError(f"tensor {info.name!r} reaches past the end of the file (is it complete?)")
+                raise ModelFileError(f"tensor {info.name[:80]!r} reaches past the end of the file (is it complete?)")
             if info.offset < end:
-                raise ModelFileError(f"tensors {before!r} and {info.name!r} overlap")
+                raise ModelFileError(f"tensors {before[:80]!r} and {info.name[:80]!r} overlap")
             end, before = info.offset + info.nbytes, info.name
             tensors[info.name] = TensorInfo(info.name, info.shape, info.ggml_type, start + info.offset, info.nbytes)
         return tensors
