@@ -16,7 +16,7 @@ def ask(
     model: Annotated[str, typer.Option(help="Which model, as the server names it.")] = "auto",
     system: Annotated[str | None, typer.Option(help="What the model is told first.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="The answer's longest length.")] = 1024,
-    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 for the likeliest answer.")] = 0.2,
+    temperature: Annotated[float | None, typer.Option(min=0, max=2, help="0 for the likeliest answer.")] = None,
     url: Annotated[str, typer.Option(help="The server.")] = DEFAULT_URL,
 ) -> None:
     """Ask one question and print the answer as it comes."""

@@ -21,7 +21,7 @@ def chat(
     model: Annotated[str, typer.Option(help="Which model, as the server names it.")] = "auto",
     system: Annotated[str | None, typer.Option(help="What the model is told first.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="The longest length of an answer.")] = 1024,
-    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 for the likeliest answers.")] = 0.2,
+    temperature: Annotated[float | None, typer.Option(min=0, max=2, help="0 for the likeliest answers.")] = None,
     url: Annotated[str, typer.Option(help="The server.")] = DEFAULT_URL,
 ) -> None:
     """Talk with a running server."""
