@@ -22,7 +22,7 @@ from baseload.server.services import Services
 from baseload.server.settings import ServerSettings, Settings
 from baseload.wire.chat import ChatRequest, Event, Finish, TextDelta, Usage
 
-LIMITS = Limits(header_bytes=4096, header_s=0.6, body_bytes=100_000, body_s=0.6, connections=12, linger_s=0.5)
+LIMITS = Limits(header_bytes=4096, header_s=2.0, body_bytes=100_000, body_s=2.0, connections=12, linger_s=0.5)
 BODY = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}).encode()
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"

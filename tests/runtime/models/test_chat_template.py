@@ -174,7 +174,7 @@ def test_conversations_become_what_templates_read() -> None:
         {"role": "user", "content": "Q", "name": "ann"},
         {
             "role": "assistant",
-            "content": None,
+            "content": "",
             "tool_calls": [
                 {"id": "c1", "type": "function", "function": {"name": "get_weather", "arguments": {"city": "Paris"}}},
                 {"id": "c2", "type": "function", "function": {"name": "get_weather", "arguments": "not JSON"}},

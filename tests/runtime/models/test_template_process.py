@@ -121,13 +121,14 @@ def test_a_template_cannot_change_the_request(source: str) -> None:
 def test_memory_of_a_hostile_template_is_bounded() -> None:
     """Whatever it does, the child's memory ends at the limit and ours does not grow."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    others = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # the largest child of any test before
     for name in ("format", "list_doubling", "list_multiplied", "string_doubling"):
         template = ChatTemplate(REFUSED[name])
         with pytest.raises(BadRequest):
             template.render(HELLO)
         template.close()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 1_500_000
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss <= max(others, 500_000)
 
 
 def test_who_is_to_blame() -> None:
