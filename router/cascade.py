@@ -40,7 +40,8 @@ class Attempt:
         self.events: list[Event] = []
         self.finishes: dict[int, Finish] = {}
         self.failure: Failure | None = None
-        self._usage = Usage(0, 0)
+        self.rejected = 0  # the first choice that failed a check
+        self._usage: Usage | None = None
         self._ended = False
         ledger.add(self.row)
 
@@ -73,8 +74,7 @@ class Attempt:
         if self._ended:
             return
         self._ended = True
-        priced = self.place.price_provider
-        usage, model = self._usage, self.place.rung.model.id.removeprefix(f"{self.place.rung.supplier}/")
+        usage = self._usage or Usage(0, 0)
         self.row = replace(
             self.row,
             duration_s=time.monotonic() - self._clock,
@@ -83,10 +83,18 @@ class Attempt:
             cached_tokens=usage.cached_tokens,
             finish_reason=self.finishes[0].reason if 0 in self.finishes else None,
             accepted=accepted,
-            retail_usd=retail_usd(priced, model, usage) if priced else None,
+            retail_usd=self._price(),
             error=error or (self.failure.code if self.failure else None),
         )
         self._ledger.add(self.row)
+
+    def _price(self) -> float | None:
+        """US dollars. None for the local model and where no price or no usage is known; a call that never got a word of an
+        answer cost nothing."""
+        provider = self.place.price_provider
+        if not provider or self._usage is None:
+            return 0.0 if provider and self.failure and self.row.first_token_s is None else None
+        return retail_usd(provider, _their_name(self.place), self._usage)
 
 
 async def attempt_events(request: ChatRequest, attempt: Attempt, *, keep: bool) -> AsyncGenerator[Event, None]:
@@ -108,11 +116,14 @@ def _their_name(place: Place) -> str:
 
 
 def judge(request: ChatRequest, checks: Sequence[Check], attempt: Attempt, ledger: Ledger) -> list[Verdict]:
-    """The verdicts on all choices, written down; a check passes if every choice passes it."""
+    """The verdicts on all choices, written down; a check passes if every choice passes it. Blocks, at most CHECKS_S long."""
     failed: dict[int, Verdict] = {}
     verdicts: list[Verdict] = []
-    for answer in attempt.answers(request.sampling.n):
-        verdicts = definitions.run(checks, answer)
+    until = time.monotonic() + definitions.CHECKS_S
+    for choice, answer in enumerate(attempt.answers(request.sampling.n)):
+        verdicts = definitions.run(checks, answer, until)
+        if not failed and not all(v.passed for v in verdicts):
+            attempt.rejected = choice
         failed |= {i: v for i, v in enumerate(verdicts) if not v.passed and i not in failed}
     verdicts = [failed.get(i, v) for i, v in enumerate(verdicts)]
     for v in verdicts:
@@ -124,7 +135,7 @@ def judge(request: ChatRequest, checks: Sequence[Check], attempt: Attempt, ledge
 def with_evidence(request: ChatRequest, attempt: Attempt, verdicts: Sequence[Verdict]) -> ChatRequest:
     """The task for the next rung: what was asked, what was tried, and why that was not accepted."""
     reasons = "; ".join(f"{v.check}: {v.evidence}" for v in verdicts if not v.passed)
-    tried = attempt.answers(1)[0].text
+    tried = attempt.answers(request.sampling.n)[attempt.rejected].text
     said = (Message("assistant", (Text(tried),)),) if tried.strip() else ()
     why = Text(f"This answer was not accepted ({reasons}). Answer the original request again, correctly and completely.")
     return replace(request, messages=(*request.messages, *said, Message("user", (why,))))

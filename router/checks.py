@@ -1,11 +1,13 @@
 """The definition of done, as data, and its verdicts.
 
 A check is an object with a `type`: json_schema {schema}, json_object, regex {pattern}, non_empty, finish_reason {allowed}.
-Everything in it may come from a stranger: patterns run under a time limit, schemas never fetch anything.
+Everything in it may come from a stranger: patterns and schemas run under a time limit, schemas never fetch anything.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +22,12 @@ from ..wire.errors import BadRequest
 from ..wire.fields import schema as bounded_schema
 
 PATTERN_S = 0.25  # for one search
+CHECKS_S = 2.0  # for all checks of all choices: a schema of a few lines can branch for years
 MAX_PATTERN = 4096  # characters
 MAX_EVIDENCE = 300
 
 Check = Mapping[str, Any]
+_deadline: ContextVar[float] = ContextVar("check_deadline")  # of the running checks, monotonic
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +100,12 @@ def _validate_pattern(pattern: Any) -> None:
         raise BadRequest("The pattern of a regex check is not valid.", param="baseload.checks") from error
 
 
-def run(checks: Sequence[Check], answer: Answer) -> list[Verdict]:
-    """Every check's verdict. Never raises for what a check or an answer holds."""
+def run(checks: Sequence[Check], answer: Answer, until: float | None = None) -> list[Verdict]:
+    """Every check's verdict. Never raises for what a check or an answer holds.
+
+    What has not ended by `until` (monotonic seconds; CHECKS_S from now if not given) has failed. Blocks for that long.
+    """
+    _deadline.set(time.monotonic() + CHECKS_S if until is None else until)
     return [_run(check, answer) for check in checks]
 
 
@@ -105,7 +113,7 @@ def _run(check: Check, answer: Answer) -> Verdict:
     try:
         evidence = KINDS[check["type"]](check, answer)
     except TimeoutError:
-        evidence = "a pattern took too long to search"
+        evidence = "the check took too long"
     except (RecursionError, jsonschema.SchemaError, Unresolvable, ValueError) as error:
         evidence = f"the check could not be run ({type(error).__name__})"
     return Verdict(check["type"], not evidence, evidence[:MAX_EVIDENCE])
@@ -153,7 +161,10 @@ def _regex(check: Check, answer: Answer) -> str:
 
 def search(pattern: str, text: str) -> bool:
     """Whether `pattern` is found in `text`. Raises TimeoutError for one that takes too long."""
-    return regex.search(pattern, text, timeout=PATTERN_S) is not None
+    left = _deadline.get() - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return regex.search(pattern, text, timeout=min(PATTERN_S, left)) is not None
 
 
 def _pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[jsonschema.ValidationError]:
@@ -171,8 +182,27 @@ def _pattern_properties(
                     yield from validator.descend(value, inner, path=key, schema_path=pattern)
 
 
+Keyword = Callable[[Any, Any, Any, Any], Iterator[jsonschema.ValidationError] | None]
+
+
+def _timed(keyword: Keyword) -> Keyword:
+    """The keyword under the deadline; all of a schema's branching goes through its keywords."""
+
+    def run_in_time(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[jsonschema.ValidationError]:
+        if time.monotonic() > _deadline.get():
+            raise TimeoutError
+        yield from keyword(validator, value, instance, schema) or ()
+
+    return run_in_time
+
+
 # jsonschema searches patterns with `re`, which nothing can stop.
-BoundedValidator = validators.extend(Draft202012Validator, {"pattern": _pattern, "patternProperties": _pattern_properties})
+KEYWORDS: dict[str, Keyword] = {
+    **Draft202012Validator.VALIDATORS,
+    "pattern": _pattern,
+    "patternProperties": _pattern_properties,
+}
+BoundedValidator = validators.extend(Draft202012Validator, {name: _timed(keyword) for name, keyword in KEYWORDS.items()})
 KINDS = {
     "json_schema": _json_schema,
     "json_object": _json_object,

@@ -97,6 +97,13 @@ def sees_images(request: ChatRequest, policy: Policy, rung: Rung) -> Allowed | D
     return Allowed()
 
 
+def calls_tools(request: ChatRequest, policy: Policy, rung: Rung) -> Allowed | Denied:
+    """Tools are not bought from a model that can't call them. A local one may answer all the same, in words."""
+    if rung.supplier and request.tools and request.tool_choice != "none" and not rung.model.tools:
+        return Denied("tools", f"{rung.name} does not call tools", BadRequest)
+    return Allowed()
+
+
 GATES: tuple[Gate, ...] = (
     air_gap,
     supplier_allowed,
@@ -105,6 +112,7 @@ GATES: tuple[Gate, ...] = (
     plain_completion_is_local,
     fits_context,
     sees_images,
+    calls_tools,
 )
 
 

@@ -102,10 +102,12 @@ class Router:
         raise ModelNotFound(f"The model {name[:80]!r} does not exist.", param="model")
 
     async def handle(self, request: ChatRequest, context: RequestContext) -> Handling:
-        """Decide, write the decision down, and begin. Raises ModelNotFound, BadRequest (its checks), or a gate's error where
-        no place is left."""
+        """Decide, and begin. The decision is written down with the first event, or at once where no place is left.
+
+        Raises ModelNotFound, BadRequest (its checks), or the error of a gate.
+        """
         target = self.resolve(request.model)
-        checks = definitions.checks_of(request)
+        checks = await _checks(request)
         judged = [(place, await self._judge(request, place)) for place in target.places]
         allowed = [place for place, verdict in judged if verdict is None]
         decision = Decision(
@@ -128,7 +130,6 @@ class Router:
             denied = next(verdict for _, verdict in judged if verdict is not None)
             self._ledger.add(replace(row, status="failed", finished_ts=time.time(), error_code=denied.gate))
             raise denied.error(f"{denied.reason}.", param="model" if denied.gate != "context" else "messages")
-        self._ledger.add(row)
         handling = Handling(decision, "" if decision.buffered else allowed[0].rung.name)
         handling.events = self._run(request, row, checks, allowed, handling)
         return handling
@@ -145,6 +146,7 @@ class Router:
     ) -> AsyncGenerator[Event, None]:
         """The events that the client sees, with the request's row closed at the end whatever happens."""
         status, error = "cancelled", None
+        self._ledger.add(row)  # not before the first step: events that nobody ever reads could not close the row again
         try:
             held_back = handling.decision.buffered
             cascade = self._checked if held_back else self._direct
@@ -172,7 +174,7 @@ class Router:
                         break
                     begun = True
                     if isinstance(event, Finish) and len(attempt.finishes) == request.sampling.n:
-                        self._close(request, checks, attempt)
+                        await self._close(request, checks, attempt)
                     yield event
             attempt.over(accepted=False)
             if begun:
@@ -203,7 +205,7 @@ class Router:
                     yield event
                 return
             last, asked = verdicts, with_evidence(request, attempt, verdicts)
-        yield last if isinstance(last, Failure) else _not_done(last, handling.decision)
+        yield last if isinstance(last, Failure) else _not_done(last, handling)
 
     def _begin(self, request_id: str, n: int, place: Place, handling: Handling) -> Attempt:
         attempt = Attempt(request_id, n, place, self._ledger)
@@ -211,9 +213,16 @@ class Router:
         handling.route = place.rung.name
         return attempt
 
-    def _close(self, request: ChatRequest, checks: Sequence[Check], attempt: Attempt) -> None:
-        verdicts = judge(request, checks, attempt, self._ledger) if checks else []
+    async def _close(self, request: ChatRequest, checks: Sequence[Check], attempt: Attempt) -> None:
+        verdicts = await asyncio.to_thread(judge, request, checks, attempt, self._ledger) if checks else []
         attempt.over(accepted=all(v.passed for v in verdicts))
+
+
+async def _checks(request: ChatRequest) -> tuple[Check, ...]:
+    """What the answer must pass. A large schema takes seconds to validate: not in the event loop."""
+    if request.response_format.kind == "text" and not request.extras.checks:
+        return ()
+    return await asyncio.to_thread(definitions.checks_of, request)
 
 
 async def _measured(request: ChatRequest, place: Place) -> Rung:
@@ -231,7 +240,10 @@ async def _measured(request: ChatRequest, place: Place) -> Rung:
 
 
 def _next_may_do_better(failure: Failure, n: int, places: Sequence[Place]) -> bool:
-    return n + 1 < len(places) and failure.status not in CLIENTS_FAULT and failure.status != 429
+    """What the local model refuses, or is too busy for, is not bought; what one supplier refuses another may take."""
+    if n + 1 >= len(places):
+        return False
+    return bool(places[n].rung.supplier) or (failure.status not in CLIENTS_FAULT and failure.status != 429)
 
 
 def _rung_decision(place: Place, verdict: Denied | None) -> RungDecision:
@@ -239,11 +251,12 @@ def _rung_decision(place: Place, verdict: Denied | None) -> RungDecision:
     return RungDecision(name, True) if verdict is None else RungDecision(name, False, verdict.gate, verdict.reason)
 
 
-def _not_done(verdicts: Sequence[Verdict], decision: Decision) -> Failure:
+def _not_done(verdicts: Sequence[Verdict], handling: Handling) -> Failure:
     """No place gave an answer that passes: which checks failed, and why nobody else was asked."""
     why = "; ".join(f"{v.check}: {v.evidence}" for v in verdicts if not v.passed)
-    denied = [f"{r.name}: {r.reason}" for r in decision.rungs if not r.allowed]
-    if denied:
+    if not any(a.place.rung.supplier for a in handling.attempts):
+        denied = [f"{r.name}: {r.reason}" for r in handling.decision.rungs if not r.allowed]
+        denied = denied or ["no supplier is configured for it"]
         message = f"The answer did not pass its checks ({why}), and it may not be escalated ({'; '.join(denied)})."
         return Failure(message, 403, "permission_error", "escalation_denied")
     return Failure(f"No answer passed its checks ({why}).", 502, "server_error", "checks_failed")

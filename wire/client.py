@@ -5,24 +5,25 @@ One call, one try: retries, breakers and fallbacks are the router's. Every strea
 
 import asyncio
 import logging
-import ssl
+import math
+import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
 import orjson
 
 from .backend import ModelInfo
 from .chat import ChatRequest, Event, Failure
-from .egress import Egress
-from .errors import BaseloadError, EgressDenied
+from .egress import NETWORK_ERRORS, Egress, Response, Session, what_broke
+from .errors import BaseloadError
 from .openai_chat import StreamParser, parse_response, render_request
+from .sse import SseParser, TooLong
 
 log = logging.getLogger("baseload.wire")
 
-MAX_LINE, MAX_BODY, MAX_ERROR = 1 << 20, 64 << 20, 64 << 10  # bytes of an upstream's line, answer and error
+MAX_EVENT, MAX_BODY, MAX_ERROR = 1 << 20, 64 << 20, 64 << 10  # bytes of an upstream's event, answer and error
 RETRYABLE = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 
 
@@ -37,7 +38,7 @@ class Connection:
     drop_fields: tuple[str, ...] = ()
     connect_s: float = 10.0
     first_byte_s: float = 60.0
-    between_bytes_s: float = 60.0
+    between_bytes_s: float = 60.0  # between whole lines: a line that drips in is silence
 
 
 class HttpBackend:
@@ -47,7 +48,7 @@ class HttpBackend:
         self.connection = connection
         self._models = tuple(models)
         self._egress = egress
-        self._session: aiohttp.ClientSession | None = None
+        self._session: Session | None = None
 
     @property
     def models(self) -> tuple[ModelInfo, ...]:
@@ -69,12 +70,15 @@ class HttpBackend:
         try:
             async for event in self._call(request):
                 yield event
-        except EgressDenied as error:
-            yield _denied(error)
         except BaseloadError as error:
             yield Failure(error.message, error.status, error.kind, error.code, error.retryable, error.retry_after)
-        except (TimeoutError, aiohttp.ClientError, OSError, ssl.SSLError) as error:
-            yield _broken(f"The supplier {self.connection.name} {_what(error)}.")
+        except TooLong:
+            yield _broken(f"The supplier {self.connection.name} sent more than is taken.")
+        except NETWORK_ERRORS as error:
+            yield _broken(f"The supplier {self.connection.name} {what_broke(error)}.")
+        except Exception:
+            log.exception("a call to the supplier %s went wrong", self.connection.name)
+            yield Failure(f"The call to the supplier {self.connection.name} went wrong.")
 
     async def _call(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
         of = self.connection
@@ -82,10 +86,8 @@ class HttpBackend:
         headers = {**(of.headers or {}), "idempotency-key": uuid.uuid4().hex}
         if of.api_key:
             headers["authorization"] = f"Bearer {of.api_key}"
-        timeout = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=of.connect_s, sock_read=None)
-        post = self._opened().post(
-            f"{of.base_url.rstrip('/')}/chat/completions", json=body, headers=headers, timeout=timeout, allow_redirects=False
-        )
+        url = f"{of.base_url.rstrip('/')}/chat/completions"
+        post = self._opened().post(url, json=body, headers=headers, allow_redirects=False)
         async with asyncio.timeout(of.connect_s + of.first_byte_s):
             response = await post
         try:
@@ -95,7 +97,7 @@ class HttpBackend:
             # The rest of an answer that nobody wants is not read: the connection goes, and with it the supplier's work.
             response.close()
 
-    async def _read(self, request: ChatRequest, response: aiohttp.ClientResponse) -> AsyncGenerator[Event, None]:
+    async def _read(self, request: ChatRequest, response: Response) -> AsyncGenerator[Event, None]:
         if response.status != 200:
             yield await self._refused(response)
             return
@@ -107,7 +109,7 @@ class HttpBackend:
                 yield event
             return
         parser = StreamParser(request.sampling.n)
-        async for data in self._data_lines(response):
+        async for data in self._data(response):
             for event in parser.feed(data):
                 yield event
             if parser.ended:
@@ -115,43 +117,49 @@ class HttpBackend:
         for event in parser.close():
             yield event
 
-    async def _data_lines(self, response: aiohttp.ClientResponse) -> AsyncGenerator[str, None]:
-        """The payloads of `data:` lines. Bounded in length and in the time between bytes."""
-        buffer, total = b"", 0
-        while chunk := await asyncio.wait_for(response.content.readany(), self.connection.between_bytes_s):
+    async def _data(self, response: Response) -> AsyncGenerator[str, None]:
+        """The data of each event. Bounded in length and in the time between whole lines."""
+        parser, total, lines, wait = SseParser(MAX_EVENT), 0, 0, self.connection.between_bytes_s
+        until = time.monotonic() + wait
+        while chunk := await asyncio.wait_for(response.content.readany(), until - time.monotonic()):
             total += len(chunk)
-            *lines, buffer = (buffer + chunk).split(b"\n")
-            if len(buffer) > MAX_LINE or total > MAX_BODY:
-                raise aiohttp.ClientPayloadError("too long")
-            for line in lines:
-                if line.startswith(b"data:"):
-                    yield line[5:].strip().decode("utf-8", "replace")
+            if total > MAX_BODY:
+                raise TooLong
+            for data in parser.feed(chunk):
+                yield data
+            if parser.lines > lines:
+                # Counted from here, not from the line's coming: what a slow client takes is not the supplier's silence.
+                lines, until = parser.lines, time.monotonic() + wait
+        for data in parser.close():
+            yield data
 
-    async def _whole(self, request: ChatRequest, response: aiohttp.ClientResponse) -> list[Event]:
+    async def _whole(self, request: ChatRequest, response: Response) -> list[Event]:
         try:
             body = await self._json(response, MAX_BODY)
             return parse_response(body, request.sampling.n)
+        except TooLong:
+            raise
         except (ValueError, TypeError, AttributeError):
             return [_broken(f"The supplier {self.connection.name} sent an answer that cannot be read.")]
 
-    async def _json(self, response: aiohttp.ClientResponse, limit: int) -> Any:
+    async def _json(self, response: Response, limit: int) -> Any:
         async with asyncio.timeout(self.connection.between_bytes_s):
             raw = bytearray()
             while chunk := await response.content.readany():
                 raw += chunk
                 if len(raw) > limit:
-                    raise aiohttp.ClientPayloadError("too long")
+                    raise TooLong
         return orjson.loads(bytes(raw))
 
-    async def _refused(self, response: aiohttp.ClientResponse) -> Failure:
-        """A status other than 200. What the supplier says is for the log; our client learns the status."""
+    async def _refused(self, response: Response) -> Failure:
+        """A status other than 200. Our client learns the status, the log the error's code too; its text may hold the prompt."""
         try:
-            said = str(await self._json(response, MAX_ERROR))[:500]
-        except (ValueError, TimeoutError, aiohttp.ClientError):
-            said = ""
-        said = said.encode("unicode_escape").decode()
-        log.warning("supplier %s answered %d: %s", self.connection.name, response.status, said)
+            said = await self._json(response, MAX_ERROR)
+        except (ValueError, *NETWORK_ERRORS):
+            said = None
         status = response.status
+        log.warning("supplier %s answered %d (%s)", self.connection.name, status, _code(said))
+        log.debug("supplier %s said: %.500s", self.connection.name, ascii(said))
         ours = 429 if status == 429 else 400 if status in (400, 413, 422) else 502
         kind = {429: "rate_limit_error", 400: "invalid_request_error"}.get(ours, "server_error")
         code = {429: "rate_limit_exceeded", 400: "upstream_refused"}.get(ours, "upstream_error")
@@ -159,35 +167,27 @@ class HttpBackend:
         message = f"The supplier {self.connection.name} answered with status {status}."
         return Failure(message, ours, kind, code, status in RETRYABLE, retry_after)
 
-    def _opened(self) -> aiohttp.ClientSession:
+    def _opened(self) -> Session:
         if self._session is None:
-            self._session = self._egress.session()
+            self._session = self._egress.session(connect_s=self.connection.connect_s)
         return self._session
+
+
+def _code(body: Any) -> str:
+    """The code or type of an error object, fit for a log."""
+    error = body.get("error") if isinstance(body, dict) else None
+    error = error if isinstance(error, dict) else {}
+    return ascii(error.get("code") or error.get("type"))[:80]
 
 
 def _seconds(text: str | None) -> float | None:
     """Retry-After in seconds, bounded; None for a date or nonsense."""
     try:
-        return min(max(float(text or ""), 0.0), 300.0)
+        seconds = float(text or "")
     except ValueError:
         return None
-
-
-def _what(error: BaseException) -> str:
-    if isinstance(error, TimeoutError):
-        return "took too long"
-    if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientSSLError | ssl.SSLError):
-        return "has no valid certificate"
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return "has a name that does not resolve"
-    if isinstance(error, aiohttp.ClientConnectorError | ConnectionRefusedError):
-        return "cannot be reached"
-    return "broke off its answer"
+    return min(max(seconds, 0.0), 300.0) if math.isfinite(seconds) else None
 
 
 def _broken(message: str) -> Failure:
     return Failure(message, 502, "server_error", "upstream_error", retryable=True)
-
-
-def _denied(error: EgressDenied) -> Failure:
-    return Failure(error.message, error.status, error.kind, error.code)

@@ -1,11 +1,12 @@
 """The only door: every connection that leaves this process for another machine is opened here.
 
-Denied by default; loopback is free. Before a dial its record is written, durably: if it cannot be written, there is no dial.
+Denied by default; loopback is free. Before a call its record is written, durably: if it cannot be written, there is no call.
 In an air gap nothing leaves, whatever is on the list. What must dial by itself (pip, huggingface_hub) asks `leave` first.
 """
 
 import ipaddress
 import socket
+import ssl
 import time
 import uuid
 from collections.abc import Awaitable, Callable
@@ -25,7 +26,7 @@ attempt_purpose: ContextVar[str] = ContextVar("egress_purpose", default="supplie
 
 @dataclass(frozen=True, slots=True)
 class EgressRecord:
-    """One dial, allowed or refused. `ts`: seconds since the epoch."""
+    """One call, allowed or refused. `ts`: seconds since the epoch."""
 
     id: str
     ts: float
@@ -38,6 +39,22 @@ class EgressRecord:
 
 
 Recorder = Callable[[EgressRecord], Awaitable[None]]
+Session = aiohttp.ClientSession
+Response = aiohttp.ClientResponse
+NETWORK_ERRORS = (aiohttp.ClientError, TimeoutError, OSError)  # what a call through a session may raise
+
+
+def what_broke(error: BaseException) -> str:
+    """A network error in words that a client may read, as the end of a sentence about the other side."""
+    if isinstance(error, TimeoutError):
+        return "took too long"
+    if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
+        return "has no valid certificate"
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return "has a name that does not resolve"
+    if isinstance(error, aiohttp.ClientConnectorError | ConnectionRefusedError):
+        return "cannot be reached"
+    return "broke off its answer"
 
 
 def is_loopback(host: str) -> bool:
@@ -80,8 +97,13 @@ class Egress:
         if reason is not None:
             raise EgressDenied(f"No connection to {host}: {reason}.")
 
-    def session(self, **options: Any) -> aiohttp.ClientSession:
-        """A session whose every dial asks here first: names are resolved, and numbers connected to, only with leave."""
+    def session(self, *, connect_s: float | None = None, **options: Any) -> Session:
+        """A session whose every request asks here first: names are resolved, and numbers connected to, only with leave.
+
+        With `connect_s` a dial may take that long, and an answer as long as it likes; else `options` say (aiohttp's).
+        """
+        if connect_s is not None:
+            options["timeout"] = aiohttp.ClientTimeout(total=None, sock_connect=connect_s)
         connector = _Connector(self, limit=0, force_close=False)
         # Compressed answers are not asked for: a few kilobytes could unpack to gigabytes.
         headers = {"accept-encoding": "identity", **options.pop("headers", {})}
@@ -89,16 +111,17 @@ class Egress:
 
 
 class _Connector(aiohttp.TCPConnector):
-    """aiohttp's connector, asking before each new connection, be its host a name or a number."""
+    """aiohttp's connector, asking before each request, be its host a name or a number, its connection new or kept open."""
 
     def __init__(self, door: Egress, **options: Any) -> None:
         super().__init__(resolver=_Resolver(), **options)
         self._door = door
 
-    async def _create_connection(self, req: Any, traces: Any, timeout: Any) -> Any:
+    async def connect(self, req: Any, traces: Any, timeout: Any) -> aiohttp.connector.Connection:
+        """See BaseConnector."""
         url = req.url
         await self._door.leave(url.host or "", url.port or 443, attempt_purpose.get())
-        return await super()._create_connection(req, traces, timeout)
+        return await super().connect(req, traces, timeout)
 
 
 class _Resolver(AbstractResolver):
@@ -106,6 +129,9 @@ class _Resolver(AbstractResolver):
 
     async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[ResolveResult]:
         """See AbstractResolver."""
+        if is_loopback(host):
+            # No resolver is asked for what went through without leave: it could answer with another machine.
+            host, family = "127.0.0.1", socket.AF_INET
         return await aiohttp.ThreadedResolver().resolve(host, port, family)
 
     async def close(self) -> None:

@@ -6,37 +6,33 @@ We serve it: `parse_request`, `render_response`, `StreamRenderer`. We call it: `
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from . import fields
 from .chat import (
-    Block,
     ChatRequest,
     Event,
     Failure,
     Finish,
-    Image,
-    Message,
-    Reasoning,
     ReasoningDelta,
-    Text,
     TextDelta,
     TokenLogprob,
     ToolCall,
     ToolCallDelta,
-    ToolResult,
     Usage,
 )
 from .errors import BaseloadError
 from .fields import bad, integer, items, read
+from .openai_messages import parse_message, render_call, render_message
 
 PROTOCOL = "openai_chat"
 DONE = "[DONE]"
-ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_MESSAGES = 10_000
 # Fields that only some suppliers use; of the wrong type they are refused here all the same.
 UNUSED = {"metadata": dict, "prediction": dict, "store": bool, "service_tier": str, "reasoning_effort": str}
 FINISH_REASONS = ("stop", "length", "tool_calls", "content_filter")
+FAILED = ("error", "abort", "cancelled")  # how some servers end an answer that they could not finish
 
 # --------------------------------------------------------------------------------------------- a client's request, read
 
@@ -52,7 +48,7 @@ def parse_request(body: Mapping[str, Any]) -> ChatRequest:
         raise bad("messages", "must be a list with at least one message")
     return ChatRequest(
         model=model_name(body),
-        messages=tuple(_message(m, f"messages[{i}]") for i, m in enumerate(messages)),
+        messages=tuple(parse_message(m, f"messages[{i}]") for i, m in enumerate(messages)),
         sampling=fields.sampling(body, _max_tokens(body), _logprobs(body)),
         tools=specs,
         tool_choice=fields.tool_choice(body, specs),
@@ -86,64 +82,6 @@ def _logprobs(body: Mapping[str, Any]) -> int | None:
     if top and not wanted:
         raise bad("top_logprobs", "needs logprobs to be true")
     return (top or 0) if wanted else None
-
-
-def _message(message: Any, at: str) -> Message:
-    if not isinstance(message, dict):
-        raise bad(at, "must be an object")
-    role = message.get("role")
-    if role not in ROLES:
-        raise bad(f"{at}.role", f"must be one of {', '.join(ROLES)}")
-    name = read(message, "name", str, at=f"{at}.")
-    content = message.get("content")
-    if role == "tool":
-        call_id = read(message, "tool_call_id", str, at=f"{at}.")
-        if not call_id:
-            raise bad(f"{at}.tool_call_id", "is missing")
-        result = tuple(b for b in _content(content, f"{at}.content") if isinstance(b, Text | Image))
-        return Message("tool", (ToolResult(call_id, result),), name)
-    if role != "assistant":
-        return Message(role, _content(content, f"{at}.content"), name)
-    calls = tuple(_tool_call(c, f"{at}.tool_calls[{i}]") for i, c in enumerate(items(message, "tool_calls", 512)))
-    said = () if content is None and (calls or message.get("refusal")) else _content(content, f"{at}.content")
-    thought = read(message, "reasoning_content", str, at=f"{at}.") or read(message, "reasoning", str, at=f"{at}.")
-    refusal = read(message, "refusal", str, at=f"{at}.")
-    return Message("assistant", (*((Reasoning(thought),) if thought else ()), *said, *_texts(refusal), *calls), name)
-
-
-def _texts(text: str | None) -> tuple[Text, ...]:
-    return (Text(text),) if text else ()
-
-
-def _content(content: Any, at: str) -> tuple[Block, ...]:
-    if isinstance(content, str):
-        return (Text(content),)
-    if not isinstance(content, list) or not content:
-        raise bad(at, "must be a string or a list of parts")
-    return tuple(_part(part, f"{at}[{i}]") for i, part in enumerate(content))
-
-
-def _part(part: Any, at: str) -> Block:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind in ("text", "refusal"):
-        text = read(part, kind, str, at=f"{at}.")
-        if text is None:
-            raise bad(f"{at}.{kind}", "is missing")
-        return Text(text)
-    if kind == "image_url":
-        url = part.get("image_url")
-        return fields.image(url.get("url") if isinstance(url, dict) else url, f"{at}.image_url")
-    raise bad(at, "must be an object of type text, refusal or image_url")
-
-
-def _tool_call(call: Any, at: str) -> ToolCall:
-    function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict) or call.get("type", "function") != "function":
-        raise bad(at, "must be an object of type function")
-    found = (call.get("id"), function.get("name"), function.get("arguments", "{}"))
-    if not all(isinstance(x, str) for x in found) or not found[0] or not found[1]:
-        raise bad(at, "must have an id, a function name and arguments, all strings")
-    return ToolCall(*found)  # pyright: ignore[reportArgumentType]
 
 
 # --------------------------------------------------------------------------------------------- our answer, written
@@ -186,7 +124,7 @@ def _choice(request: ChatRequest, events: Sequence[Event], index: int) -> dict[s
     if thought:
         message["reasoning_content"] = thought
     if calls:
-        message["tool_calls"] = [_call_object(call) for call in calls]
+        message["tool_calls"] = [render_call(call) for call in calls]
     entries = [lp for e in events if isinstance(e, TextDelta) for lp in e.logprobs]
     logprobs = render_logprobs(entries) if request.sampling.logprobs is not None else None
     return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish}
@@ -204,10 +142,6 @@ def join_tool_calls(deltas: Sequence[ToolCallDelta]) -> list[ToolCall]:
         )
         for i, own in zip(ids, parts, strict=True)
     ]
-
-
-def _call_object(call: ToolCall) -> dict[str, Any]:
-    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
 class StreamRenderer:
@@ -297,12 +231,14 @@ def render_request(request: ChatRequest, model: str, drop: Sequence[str] = ()) -
     """The request as a body for a server of this protocol, streaming with usage.
 
     A request that came in by this protocol keeps every field it came with but Baseload's own and those of `drop`; any other
-    carries its neutral meaning. `request.messages` are always written anew: an escalation adds to them.
+    carries its neutral meaning. A message that was added, as an escalation does, or changed is written anew.
     """
     body = dict(request.body) if request.protocol == PROTOCOL else _meaning(request)
     for name in ("baseload", *drop):
         body.pop(name, None)
-    body |= {"model": model, "messages": [_message_object(m) for m in request.messages]}
+    pairs = zip_longest((body.get("messages") or [])[: len(request.messages)], request.messages)
+    messages = [raw if raw and parse_message(raw, "messages") == m else render_message(m) for raw, m in pairs]
+    body |= {"model": model, "messages": messages}
     return body | {"stream": True, "stream_options": {"include_usage": True}}
 
 
@@ -337,33 +273,6 @@ def _meaning(request: ChatRequest) -> dict[str, Any]:
 def _tool_object(tool: Any) -> dict[str, Any]:
     function = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
     return {"type": "function", "function": {**function, **({"strict": True} if tool.strict else {})}}
-
-
-def _message_object(message: Message) -> dict[str, Any]:
-    out: dict[str, Any] = {"role": message.role, **({"name": message.name} if message.name else {})}
-    results = [b for b in message.content if isinstance(b, ToolResult)]
-    if results:
-        return {**out, "tool_call_id": results[0].call_id, "content": _content_object(results[0].content)}
-    calls = [_call_object(b) for b in message.content if isinstance(b, ToolCall)]
-    said = [b for b in message.content if isinstance(b, Text | Image)]
-    out["content"] = _content_object(said) if said or not calls else None
-    thought = "".join(b.text for b in message.content if isinstance(b, Reasoning))
-    return out | ({"tool_calls": calls} if calls else {}) | ({"reasoning_content": thought} if thought else {})
-
-
-def _content_object(blocks: Sequence[Text | Image]) -> str | list[dict[str, Any]]:
-    if len(blocks) < 2 and all(isinstance(b, Text) for b in blocks):
-        return "".join(b.text for b in blocks if isinstance(b, Text))
-    return [_part_object(b) for b in blocks]
-
-
-def _part_object(block: Text | Image) -> dict[str, Any]:
-    if isinstance(block, Text):
-        return {"type": "text", "text": block.text}
-    from base64 import b64encode
-
-    url = f"data:{block.media_type};base64,{b64encode(block.data).decode()}"
-    return {"type": "image_url", "image_url": {"url": url}}
 
 
 # --------------------------------------------------------------------------------------------- a server's answer, read
@@ -407,7 +316,10 @@ class StreamParser:
             return self._fail(_error_text(error))
         if usage := chunk.get("usage"):
             self._usage = parse_usage(usage)
-        return [event for choice in chunk.get("choices") or [] for event in self._choice(choice)]
+        events: list[Event] = []
+        for choice in chunk.get("choices") or []:
+            events += [] if self.ended else self._choice(choice)
+        return events
 
     def _choice(self, choice: Mapping[str, Any]) -> list[Event]:
         index = choice.get("index", 0)
@@ -417,6 +329,8 @@ class StreamParser:
             return []  # a second finish, or words after the first
         events = list(_parse_delta(choice.get("delta") or {}, index, choice.get("logprobs")))
         if reason := choice.get("finish_reason"):
+            if reason in FAILED:
+                return [*events, *self._fail("The supplier broke off its answer.")]
             self._finishes[index] = Finish(reason if reason in FINISH_REASONS else "stop", index)
         return events
 

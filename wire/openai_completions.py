@@ -20,10 +20,8 @@ def parse_completion_request(body: Mapping[str, Any]) -> list[ChatRequest]:
     """One request per prompt. Raises BadRequest, naming the field and the reason."""
     if body.get("suffix"):
         raise bad("suffix", "is not supported")
-    max_tokens = integer(body, "max_tokens", DEFAULT_MAX_TOKENS, 0, 1 << 31)
+    max_tokens = integer(body, "max_tokens", DEFAULT_MAX_TOKENS, 1, 1 << 31)
     echo = read(body, "echo", bool, False)
-    if max_tokens == 0:
-        raise bad("max_tokens", "must be at least 1")
     sampling = fields.sampling(body, max_tokens, integer(body, "logprobs", None, 0, 20))
     if integer(body, "best_of", sampling.n, 1, 128) != sampling.n:
         raise bad("best_of", "must equal n")

@@ -1,6 +1,8 @@
 """A supplier is a TOML table: where it is, what its key is called, what it can do. No vendor's name stands in Python."""
 
+import math
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -13,6 +15,7 @@ from ...wire.client import Connection
 from ...wire.errors import BaseloadError
 
 KINDS = ("openai_chat",)
+NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")  # it comes before the slash of a model's name on the wire
 
 
 class SupplierError(BaseloadError):
@@ -66,12 +69,17 @@ def parse_profile(name: str, table: Mapping[str, Any]) -> SupplierProfile:
     known = {f.name for f in fields(SupplierProfile)} - {"name"}
     if unknown := sorted(set(table) - known):
         raise SupplierError(f"supplier {name}: unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}")
-    values: dict[str, Any] = {**table, "models": tuple(_model(name, m) for m in table.get("models", []))}
+    if not NAME.fullmatch(name):
+        raise SupplierError(f"supplier {name!r}: a name has 1 to 64 letters, digits, dots, underscores and dashes")
+    models = table.get("models", [])
+    if not isinstance(models, list | tuple):
+        raise SupplierError(f"supplier {name}: models must be a list of tables")
+    values: dict[str, Any] = {**table, "models": tuple(_model(name, m) for m in models)}
     for key in ("base_url", "kind", "api_key_env", "price_provider"):
         if not isinstance(values.get(key, ""), str):
             raise SupplierError(f"supplier {name}: {key} must be a string")
     for key in ("connect_s", "first_byte_s", "between_bytes_s"):
-        if not isinstance(values.get(key, 1.0), int | float) or values.get(key, 1.0) <= 0:
+        if type(values.get(key, 1.0)) not in (int, float) or not 0 < values.get(key, 1.0) < math.inf:
             raise SupplierError(f"supplier {name}: {key} must be a positive number of seconds")
     if values.get("kind", KINDS[0]) not in KINDS:
         raise SupplierError(f"supplier {name}: kind must be one of {', '.join(KINDS)}")
@@ -89,13 +97,18 @@ def _model(supplier: str, table: Any) -> ModelInfo:
     known = {"id", "context_length", "tools", "vision"}
     if not isinstance(table, dict) or not {"id", "context_length"} <= set(table) <= known:
         raise SupplierError(f"supplier {supplier}: a model has the keys id and context_length, and may have tools and vision")
+    for key, kind in {"id": str, "context_length": int, "tools": bool, "vision": bool}.items():
+        if key in table and type(table[key]) is not kind:
+            raise SupplierError(f"supplier {supplier}: a model's {key} must be of type {kind.__name__}")
+    if not table["id"] or table["context_length"] < 1:
+        raise SupplierError(f"supplier {supplier}: a model needs a name and at least one token of context")
     return ModelInfo(
         id=f"{supplier}/{table['id']}",
-        context_length=int(table["context_length"]),
+        context_length=table["context_length"],
         owned_by=supplier,
         local=False,
-        tools=bool(table.get("tools", False)),
-        vision=bool(table.get("vision", False)),
+        tools=table.get("tools", False),
+        vision=table.get("vision", False),
     )
 
 

@@ -106,6 +106,8 @@ class Resilient:
                 if not self.breaker.admits():
                     yield self._resting()
                     return
+                # Admitted while half open: this call is the probe, and only its end decides for the others.
+                probe = self.breaker.probing
                 begun, failure = False, None
                 try:
                     async with aclosing(self._backend.generate(request)) as events:
@@ -115,12 +117,13 @@ class Resilient:
                                 break
                             begun = True
                             yield event
-                    self._judge(failure)
+                    self._judge(failure, probe)
                 finally:
-                    self.breaker.abandoned()  # nothing, unless a probe's client left
+                    if probe:
+                        self.breaker.abandoned()  # nothing, unless its client left
                 if failure is None:
                     return
-                if begun or not failure.retryable or not self._may_retry(retries):
+                if begun or not failure.retryable or not self._may_retry(failure, retries):
                     yield failure
                     return
                 retries += 1
@@ -130,11 +133,15 @@ class Resilient:
             if retries:
                 self.budget.give_back()
 
-    def _may_retry(self, retries: int) -> bool:
-        """One place in the budget serves all retries of a request."""
-        return retries < MAX_RETRIES and (retries > 0 or self.budget.take())
+    def _may_retry(self, failure: Failure, retries: int) -> bool:
+        """One place in the budget serves all retries of a request. A supplier that asks for a long pause is not asked again."""
+        if retries >= MAX_RETRIES or (failure.retry_after or 0) > LONGEST_WAIT_S:
+            return False
+        return retries > 0 or self.budget.take()
 
-    def _judge(self, failure: Failure | None) -> None:
+    def _judge(self, failure: Failure | None, probe: bool) -> None:
+        if self.breaker.open_until is not None and not probe:
+            return  # a call from before the breaker opened
         # A refusal of the request (4xx) says that the supplier works; 429 that it is alive but wants a pause.
         if failure is None or (400 <= failure.status < 500 and failure.status != 429):
             self.breaker.succeeded()
@@ -148,7 +155,7 @@ class Resilient:
 
 
 def _wait_s(failure: Failure, retries: int) -> float:
-    """The supplier's own Retry-After, bounded; else a doubling pause with jitter, so that clients don't return together."""
+    """The supplier's own Retry-After; else a doubling pause with jitter, so that clients don't return together."""
     if failure.retry_after is not None:
-        return min(failure.retry_after, LONGEST_WAIT_S)
+        return failure.retry_after
     return BACKOFF_S * 2 ** (retries - 1) * random.uniform(0.5, 1.5)

@@ -1,0 +1,53 @@
+"""Server-sent events, read: bytes in any pieces to the data of each event.
+
+https://html.spec.whatwg.org/multipage/server-sent-events.html: comments and fields other than `data` are passed over.
+"""
+
+import re
+
+_END = re.compile(rb"\r\n|\n|\r")
+
+
+class TooLong(ValueError):
+    """An event is longer than its reader takes."""
+
+
+class SseParser:
+    """`feed` it bytes as they come; it gives the data of every event that they complete."""
+
+    def __init__(self, longest: int) -> None:
+        self._longest = longest  # bytes of one event
+        self._rest = b""
+        self._data: list[bytes] = []
+        self._size = 0
+        self.lines = 0  # seen so far, comments too: a sign of life
+
+    def feed(self, piece: bytes) -> list[str]:
+        """The events that end in `piece`. Raises TooLong."""
+        text = self._rest + piece
+        # A carriage return at the end may be the first half of a line's end.
+        held = text.endswith(b"\r")
+        *lines, self._rest = _END.split(text[:-1] if held else text)
+        if held:
+            self._rest += b"\r"
+        if len(self._rest) + self._size > self._longest:
+            raise TooLong
+        return [event for line in lines for event in self._line(line)]
+
+    def close(self) -> list[str]:
+        """The event that was never closed by an empty line, if there is one: some servers end that way."""
+        rest, self._rest = self._rest.removesuffix(b"\r"), b""
+        return [*self._line(rest), *self._line(b"")]
+
+    def _line(self, line: bytes) -> list[str]:
+        self.lines += 1
+        if not line:
+            data, self._data, self._size = self._data, [], 0
+            return [b"\n".join(data).decode("utf-8", "replace")] if data else []
+        name, _, value = line.partition(b":")
+        if name == b"data":
+            self._data.append(value.removeprefix(b" "))
+            self._size += len(value)
+            if self._size > self._longest:
+                raise TooLong
+        return []
