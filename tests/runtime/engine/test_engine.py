@@ -24,13 +24,17 @@ CONFIG = EngineConfig(n_pages=40, page_size=4, max_batch=8, token_budget=32, max
 
 
 class Gate:
-    """Holds the model's steps while shut."""
+    """Holds the model's steps while shut; of itself it shuts before step number `shut_at`."""
 
-    def __init__(self) -> None:
+    def __init__(self, shut_at: int = 0) -> None:
         self.open, self.waiting = threading.Event(), threading.Event()
         self.open.set()
+        self._shut_at, self._steps = shut_at, 0
 
     def __call__(self, batch: StepBatch) -> None:
+        self._steps += 1
+        if self._steps == self._shut_at:
+            self.open.clear()
         if not self.open.is_set():
             self.waiting.set()
             assert self.open.wait(20)
@@ -65,6 +69,10 @@ def request(id: str = "r", prompt: tuple[int, ...] = (1, 2, 3), choice: int = 0,
 
 async def read(stream: GenerationStream) -> list[TokenOutput]:
     return [output async for output in stream]
+
+
+def dawdle(batch: StepBatch) -> None:
+    time.sleep(0.01)
 
 
 def fill(engine: Engine, streams: list[GenerationStream]) -> None:
@@ -149,19 +157,17 @@ async def test_what_can_never_be_answered_is_refused_at_once(bad: GenerationRequ
 
 
 async def test_leaving_a_stream_stops_its_work_within_a_step_and_frees_its_pages():
-    gate = Gate()
+    gate = Gate(shut_at=4)
     runner = FakeRunner(before_run=gate)
     async with running(runner) as engine:
         stream = engine.submit(request(max_tokens=None))
+        assert await asyncio.to_thread(gate.waiting.wait, 10)
         async for _ in stream:
-            gate.open.clear()
             break
-        await asyncio.to_thread(gate.waiting.wait, 10)
         await stream.aclose()
-        steps = engine.stats().steps
         gate.open.set()
-        await until(lambda: engine.stats().running == 0)
-        assert engine.stats().steps <= steps + 1
+        await until(lambda: engine.stats().running + engine.stats().waiting == 0)
+        assert engine.stats().steps == 4, "more than the step that it was in"
         assert engine.stats().pages_free + engine.stats().pages_cached == CONFIG.n_pages
 
 
@@ -170,7 +176,7 @@ async def test_an_abort_from_elsewhere_ends_the_stream_that_is_read():
     gate.open.clear()
     async with running(FakeRunner(before_run=gate)) as engine:
         reading = asyncio.create_task(read(engine.submit(request())))
-        await asyncio.to_thread(gate.waiting.wait, 10)
+        assert await asyncio.to_thread(gate.waiting.wait, 10)
         engine.abort("r")
         engine.abort("r")
         engine.abort("nobody")
@@ -219,7 +225,7 @@ async def test_draining_ends_what_takes_too_long():
     gate.open.clear()
     async with running(FakeRunner(before_run=gate)) as engine:
         reading = asyncio.create_task(read(engine.submit(request())))
-        await asyncio.to_thread(gate.waiting.wait, 10)
+        assert await asyncio.to_thread(gate.waiting.wait, 10)
         draining = asyncio.create_task(engine.drain(0.05))
         outputs = await soon(reading)
         assert [output.failure for output in outputs] == [DRAINED]
@@ -233,7 +239,7 @@ async def test_closing_tells_whoever_still_waits():
     engine = Engine(FakeRunner(before_run=gate), FakeTokenizer(), CONFIG)
     engine.start()
     reading = asyncio.create_task(read(engine.submit(request())))
-    await asyncio.to_thread(gate.waiting.wait, 10)
+    assert await asyncio.to_thread(gate.waiting.wait, 10)
     closing = asyncio.create_task(asyncio.to_thread(engine.close))
     assert (await soon(reading))[-1].failure is not None
     gate.open.set()
