@@ -30,16 +30,18 @@ class Detokenizer:
         return self._pass(self._held + text) if may_stop and self._stop else text
 
     def flush(self) -> str:
-        """What was held back, once no more tokens come; nothing after a stop string."""
+        """What was held back, once no more tokens come; nothing after a stop string, which half a character can complete."""
         if self.stopped is not None:
             return ""
-        text, self._held = self._held + self._decoder.decode(b"", True), ""
-        return text
+        text = self._held + self._decoder.decode(b"", True)
+        self._held = ""
+        return self._pass(text) + self._held if self._stop else text
 
     def _pass(self, text: str) -> str:
         found = [(at, -len(stop), stop) for stop in self._stop if (at := text.find(stop)) >= 0]
         if found:
             at, _, self.stopped = min(found)  # the first one; of two that begin there, the longer
+            self._held = ""
             return text[:at]
         keep = max(_overlap(text, stop) for stop in self._stop)
         self._held = text[len(text) - keep :]

@@ -90,3 +90,14 @@ def test_of_two_stop_strings_that_begin_together_the_longer_is_named():
 def test_stop_strings_before_min_tokens_are_text():
     out, stopped = stream([b"STOP", b" and ", b"STOP"], ("STOP",), min_tokens=3)
     assert "".join(out) == "STOP and " and stopped == "STOP"
+
+
+@pytest.mark.parametrize(("stop", "text"), [("\ufffd", "a"), ("zz", "a\ufffd"), ("a\ufffdq", "a\ufffd")])
+def test_half_a_character_at_the_end_can_complete_a_stop_string(stop: str, text: str):
+    class Bytes:
+        def token_bytes(self, token_id: int) -> bytes:
+            return bytes([token_id])
+
+    detokenizer = Detokenizer(Bytes(), (stop,))
+    assert detokenizer.push(ord("a")) + detokenizer.push(0xC3) + detokenizer.flush() == text
+    assert detokenizer.stopped == (stop if stop == "\ufffd" else None)
