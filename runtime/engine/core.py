@@ -56,7 +56,7 @@ class StepRunner(Protocol):
 class EngineCore:
     """Requests, pages and the model's steps. One thread at a time.
 
-    Each submitted request gets exactly one output that is its last: from a `step`, or from `end_all`.
+    Each submitted request gets exactly one output that is its last.
     """
 
     def __init__(self, runner: StepRunner, tokenizer: EngineTokenizer, config: EngineConfig) -> None:
@@ -133,10 +133,6 @@ class EngineCore:
         ready = [sequence for sequence, _ in plan if not sequence.missing]
         return outputs + [self._emit(sequence, chosen) for sequence, chosen in self._sample(logits, ready)]
 
-    def end_all(self, why: Failure) -> Outputs:
-        """End everything at once."""
-        return [self._fail(sequence, why, trusted=True) for sequence in list(self._sequences.values())]
-
     def check_integrity(self) -> None:
         """Raise AssertionError unless every page has one owner and every live sequence one place."""
         queued = [*self.scheduler.running, *self.scheduler.waiting]
@@ -148,8 +144,7 @@ class EngineCore:
 
     def _reap(self) -> Outputs:
         marked, self._aborted = self._aborted, []
-        live = [s for s in marked if self._sequences.get(s.request.id) is s]
-        return [self._fail(sequence, sequence.aborted or CANCELLED, trusted=True) for sequence in live]
+        return [self._fail(sequence, sequence.aborted or CANCELLED, trusted=True) for sequence in marked]
 
     def _sample(self, logits: NDArray[np.float32], ready: list[Sequence]) -> Iterable[tuple[Sequence, Sampled | Exception]]:
         try:

@@ -142,7 +142,8 @@ class Simulation:
         self.core = EngineCore(self.model, FakeTokenizer(), self.config)
         self.n_requests, self.clock, self.next_arrival, self.made = n_requests, 0.0, 0.0, 0
         self.live: dict[str, Expected] = {}
-        self.families = [self._tokens(rng.randrange(60)) for _ in range(8)]
+        self.families = [self._family() for _ in range(8)]
+        self.last_prompt = [1]
         self.ends: Counter[str] = Counter()
 
     def run(self) -> "Simulation":
@@ -160,12 +161,20 @@ class Simulation:
     def _tokens(self, n: int) -> list[int]:
         return [self.rng.randrange(1, POISON) for _ in range(n)]
 
+    def _family(self) -> list[int]:
+        """A beginning of many prompts; some say the same again and again, so that a page of tokens has many places."""
+        n = self.rng.randrange(60)
+        return self._tokens(n) if self.rng.random() < 0.6 else [*self._tokens(self.rng.choice((0, 2))), *([7, 8] * 30)][:n]
+
     def _make(self) -> Expected:
         rng = self.rng
         head = rng.choice(self.families)
         if rng.random() < 0.02:
-            self.families[rng.randrange(8)] = self._tokens(rng.randrange(60))
+            self.families[rng.randrange(8)] = self._family()
         prompt = [*head[: rng.randrange(len(head) + 1)], *self._tokens(rng.choice((1, 1, 3, 20)))]
+        if rng.random() < 0.15:
+            prompt = list(self.last_prompt)
+        self.last_prompt = list(prompt)
         if rng.random() < 0.01:
             prompt[rng.randrange(len(prompt))] = POISON
         sampling = SamplingParams(

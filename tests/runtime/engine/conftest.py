@@ -116,18 +116,6 @@ def bench() -> type[Bench]:
 
 
 @pytest.fixture(scope="session")
-def model() -> type[Model]:
-    """Makes a Model."""
-    return Model
-
-
-@pytest.fixture(scope="session")
-def tokenizer() -> Tokenizer:
-    """Bytes as tokens."""
-    return Tokenizer()
-
-
-@pytest.fixture(scope="session")
 def sequence() -> Callable[..., EngineSequence]:
     """Makes a Sequence."""
     return make_sequence

@@ -282,7 +282,7 @@ async def test_a_row_that_is_no_number_ends_itself_only():
 
 async def test_a_stuck_step_is_noticed_and_a_new_generation_takes_over():
     gate = Gate()
-    config = EngineConfig(n_pages=40, page_size=4, max_batch=8, token_budget=32, watchdog_s=0.2)
+    config = EngineConfig(n_pages=40, page_size=4, max_batch=8, token_budget=32, watchdog_s=1.0)
     async with running(FakeRunner(before_run=gate), config) as engine:
         well = await soon(read(engine.submit(request())))
         before = engine.stats()

@@ -74,8 +74,8 @@ def test_when_pages_run_out_the_newest_starts_again_later(sequence):
     assert driver.scheduler.running == [a] and list(driver.scheduler.waiting) == [b]
     assert (b.computed, b.n_output, list(b.pages)) == (0, 2, []) and driver.scheduler.preemptions == 1
     driver.scheduler.remove(a)
-    assert driver.step() == [(b, 9 - b.cached_tokens - 8)] or b in driver.scheduler.running
-    assert b.n_output == 3, "it goes on where it was"
+    driver.step()
+    assert driver.scheduler.running == [b] and b.n_output == 3, "it goes on where it was"
 
 
 def test_who_was_pushed_out_is_next_again(sequence):
