@@ -34,7 +34,8 @@ class Target:
 
     def session(self) -> aiohttp.ClientSession:
         """A session with no limit on connections: the loop that uses it sets the limit."""
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60)
+        # A connection for each request: some servers close a kept one just as the next request goes out on it.
+        connector = aiohttp.TCPConnector(limit=0, force_close=True)
         timeout = aiohttp.ClientTimeout(total=self.timeout_s, sock_connect=min(30.0, self.timeout_s))
         return aiohttp.ClientSession(connector=connector, timeout=timeout, headers=self.headers)
 
