@@ -61,4 +61,21 @@ class StepBatch:
     context_lens: NDArray[np.int32]  # [R] tokens in the sequence after this step
     page_tables: NDArray[np.int32]  # [R, P] page numbers, rows padded at the end with 0
     logit_rows: NDArray[np.int32]  # [L] indices into T whose logits are wanted
+    full_logits: NDArray[np.bool_]  # [L] whether the whole row of logits is wanted; else its largest only
     page_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What a step says of each of the batch's `logit_rows`. A greedy row needs `best` alone: its logits need not be kept."""
+
+    best: NDArray[np.int32]  # [L] index of each row's largest logit, the lowest index among equals; any, if not finite
+    finite: NDArray[np.bool_]  # [L] whether that largest is finite and the row has no NaN
+    logits: NDArray[np.float32]  # [L, vocab]; a row is filled only where batch.full_logits
+
+    @classmethod
+    def of(cls, logits: NDArray[np.float32]) -> "StepOutput":
+        """From all logits [L, vocab]."""
+        best = logits.argmax(1)  # a NaN counts as the largest, so it is found here too
+        finite = np.isfinite(logits[np.arange(len(best)), best])
+        return cls(best.astype(np.int32), finite, logits)

@@ -23,6 +23,7 @@ def build_batch(plan: Plan, page_size: int) -> StepBatch:
         tables[row, : len(sequence.pages)] = sequence.pages
     pages = tables[np.repeat(np.arange(n_rows), lengths), positions // page_size].astype(np.int64)
     tokens = [token for s, n in plan for token in s.tokens[s.computed : s.computed + n]]
+    caught_up = first + lengths == totals
     return StepBatch(
         tokens=np.array(tokens, np.int32),
         positions=positions,
@@ -30,6 +31,7 @@ def build_batch(plan: Plan, page_size: int) -> StepBatch:
         row_starts=starts,
         context_lens=first + lengths,
         page_tables=tables,
-        logit_rows=starts[1:][first + lengths == totals] - 1,
+        logit_rows=starts[1:][caught_up] - 1,
+        full_logits=np.array([s.wants_logits for (s, _), sampled in zip(plan, caught_up, strict=True) if sampled], np.bool_),
         page_size=page_size,
     )

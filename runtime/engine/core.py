@@ -5,10 +5,7 @@ import secrets
 from collections.abc import Iterable
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ...kernels.spec import StepBatch
+from ...kernels.spec import StepBatch, StepOutput
 from ...wire.chat import Failure, FinishReason, TokenLogprob
 from ...wire.errors import BadRequest, ContextLengthExceeded
 from .batch import build_batch
@@ -48,8 +45,8 @@ class StepRunner(Protocol):
         """The longest sequence, in tokens."""
         ...
 
-    def run(self, batch: StepBatch) -> NDArray[np.float32]:
-        """Logits [L, vocab] of `batch.logit_rows`."""
+    def run(self, batch: StepBatch) -> StepOutput:
+        """What the model says for `batch.logit_rows`."""
         ...
 
 
@@ -124,14 +121,14 @@ class EngineCore:
             return outputs
         self.steps += 1
         try:
-            logits = self._runner.run(build_batch(plan, self._config.page_size))
+            result = self._runner.run(build_batch(plan, self._config.page_size))
         except Exception:
             log.exception("a step of the model failed; its %d requests end", len(plan))
             return outputs + [self._fail(sequence, BROKEN) for sequence, _ in plan]
         for sequence, n in plan:
             self.cache.advance(sequence, n)
         ready = [sequence for sequence, _ in plan if not sequence.missing]
-        return outputs + [self._emit(sequence, chosen) for sequence, chosen in self._sample(logits, ready)]
+        return outputs + [self._emit(sequence, chosen) for sequence, chosen in self._sample(result, ready)]
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless every page has one owner and every live sequence one place."""
@@ -146,9 +143,9 @@ class EngineCore:
         marked, self._aborted = self._aborted, []
         return [self._fail(sequence, sequence.aborted or CANCELLED, trusted=True) for sequence in marked]
 
-    def _sample(self, logits: NDArray[np.float32], ready: list[Sequence]) -> Iterable[tuple[Sequence, Sampled | Exception]]:
+    def _sample(self, result: StepOutput, ready: list[Sequence]) -> Iterable[tuple[Sequence, Sampled | Exception]]:
         try:
-            chosen = sample(logits, ready, self._end_ids) if ready else []
+            chosen = sample(result, ready, self._end_ids) if ready else []
         except Exception as error:  # not one row's fault: all of them end
             chosen = [error] * len(ready)
         return zip(ready, chosen, strict=True)

@@ -17,10 +17,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ...kernels.spec import StepBatch
+from ...kernels.spec import StepBatch, StepOutput
 from ...wire.chat import Failure
 from ...wire.errors import RateLimited, Unavailable
 from .config import EngineConfig
@@ -109,7 +106,7 @@ class _Lease:
     vocab: int
     context_length: int
 
-    def run(self, batch: StepBatch) -> NDArray[np.float32]:
+    def run(self, batch: StepBatch) -> StepOutput:
         """See ModelRunner.run."""
         with self.lock:
             if self.over():

@@ -1,13 +1,10 @@
-"""The model as the engine sees it: one ragged step in, logits out, both as numpy. The only file here that knows torch."""
+"""The model as the engine sees it: one ragged step in; best tokens and logits out, as numpy. The only file that knows torch."""
 
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ...kernels.dispatch import DTYPES
 from ...kernels.paged_attention import KvPool
-from ...kernels.spec import DecoderSpec, StepBatch
+from ...kernels.spec import DecoderSpec, StepBatch, StepOutput
 from ..models.decoder import Decoder
 from ..models.model_file import LoadedModel
 
@@ -30,11 +27,12 @@ class ModelRunner(Protocol):
         """Memory of one page over all layers."""
         ...
 
-    def run(self, batch: StepBatch) -> NDArray[np.float32]:
-        """Write the batch's keys and values and return logits [L, vocab], one row for each of `batch.logit_rows`.
+    def run(self, batch: StepBatch) -> StepOutput:
+        """Write the batch's keys and values and return what they say for each of `batch.logit_rows`; rows of logits that
+        `batch.full_logits` does not ask for may hold anything.
 
-        A broken number (NaN, infinity) is returned as it is: judging a row is the caller's, and one row's broken numbers
-        reach no other row.
+        A broken number (NaN, infinity) is returned as it is and said to be so in `finite`; one row's broken numbers reach
+        no other row.
         """
         ...
 
@@ -67,9 +65,9 @@ class TorchRunner:
         """One line for the start-up log: which kernels run, on what."""
         return self._decoder.kernels.describe()
 
-    def run(self, batch: StepBatch) -> NDArray[np.float32]:
+    def run(self, batch: StepBatch) -> StepOutput:
         """See ModelRunner.run."""
-        return self._decoder.forward(batch, self._pool).cpu().numpy()
+        return StepOutput.of(self._decoder.forward(batch, self._pool).cpu().numpy())
 
     def copy_page(self, src: int, dst: int) -> None:
         """See ModelRunner.copy_page."""

@@ -60,6 +60,17 @@ class Sequence:
     cached_tokens: int = 0  # of the prompt, taken from the tree
     preempted: bool = False
     aborted: Failure | None = None
+    takes_best: bool = field(init=False)  # nothing in the request asks for more than the most likely token
+
+    def __post_init__(self) -> None:
+        p = self.request.sampling
+        shaped = p.repetition_penalty != 1 or p.presence_penalty or p.frequency_penalty or p.logit_bias
+        self.takes_best = p.temperature == 0 and p.logprobs is None and not shaped
+
+    @property
+    def wants_logits(self) -> bool:
+        """Whether the next token is chosen from a whole row of logits; else the most likely one is taken."""
+        return not self.takes_best or self.n_output < self.request.sampling.min_tokens
 
     @property
     def n_output(self) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ...kernels.spec import StepOutput
 from ...wire.chat import SamplingParams
 from .request import Sequence
 
@@ -37,18 +38,19 @@ class Sampled:
     top: tuple[tuple[int, float], ...] = ()
 
 
-def sample(logits: Logits, rows: Rows[Sequence], end_ids: Rows[int]) -> list[Sampled | Exception]:
-    """One token for each row of `logits` [L, vocab]. What goes wrong with a row is returned in its place: it must not
+def sample(result: StepOutput, rows: Rows[Sequence], end_ids: Rows[int]) -> list[Sampled | Exception]:
+    """One token for each row of a step's `result`, L rows. What goes wrong with a row is returned in its place: it must not
     cost the others their step. `end_ids`: the model's end-of-sequence tokens."""
-    best = logits.argmax(1)  # one pass for all; a NaN wins, so it is found here too
-    finite = np.isfinite(logits[np.arange(len(rows)), best])
-    return [_one(logits[i], int(best[i]), bool(finite[i]), sequence, end_ids) for i, sequence in enumerate(rows)]
+    best, finite, logits = result.best.tolist(), result.finite.tolist(), result.logits
+    return [_one(logits[i], best[i], finite[i], sequence, end_ids) for i, sequence in enumerate(rows)]
 
 
 def _one(logits: Logits, best: int, finite: bool, sequence: Sequence, end_ids: Rows[int]) -> Sampled | Exception:
     try:
         if not finite:
             raise BrokenLogits("the model's logits are not finite")
+        if not sequence.wants_logits:
+            return Sampled(best)
         params = sequence.request.sampling
         banned = (*end_ids, *params.stop_token_ids) if sequence.n_output < params.min_tokens else ()
         shaped = _shape(logits, sequence, banned) if banned or _is_shaped(params) else None

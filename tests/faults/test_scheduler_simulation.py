@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from baseload.kernels.spec import StepBatch
+from baseload.kernels.spec import StepBatch, StepOutput
 from baseload.runtime.engine.config import EngineConfig
 from baseload.runtime.engine.core import BROKEN, CANCELLED, EngineCore
 from baseload.runtime.engine.request import GenerationRequest, TokenOutput
@@ -53,7 +53,7 @@ class FakeModel:
         self.tokens, self.positions = np.zeros(n_slots, np.int64), np.full(n_slots, -1, np.int64)
         self.config, self._fail_at, self.steps = config, fail_at, 0
 
-    def run(self, batch: StepBatch) -> NDArray[np.float32]:
+    def run(self, batch: StepBatch) -> StepOutput:
         self.steps += 1
         self._check_shape(batch)
         if self.steps in self._fail_at:
@@ -68,7 +68,7 @@ class FakeModel:
             logits[i, next_token(int(hashes[row]))] = 3
             if poisoned[row]:
                 logits[i] = np.nan
-        return logits
+        return StepOutput.of(logits)
 
     def _check_shape(self, batch: StepBatch) -> None:
         lengths = np.diff(batch.row_starts)

@@ -138,6 +138,7 @@ def lay_out(rows: list[tuple[int, int]], page_size: int, scattered: bool, seed: 
         context_lens=np.array([context for _, context in rows], np.int32),
         page_tables=tables,
         logit_rows=starts[1:] - 1,
+        full_logits=np.ones(len(rows), np.bool_),
         page_size=page_size,
     )
 

@@ -38,6 +38,7 @@ class Pages:
         for r, (row, n) in enumerate(work):
             tables[r, : len(row.pages)] = row.pages
             row.computed += n
+        wanted = (np.arange(starts[-1]) if logits == "all" else starts[1:] - 1).astype(np.int32)
         return StepBatch(
             tokens=np.array([row.tokens[p] for row, p in zip(owners, positions, strict=True)], dtype=np.int32),
             positions=positions.astype(np.int32),
@@ -45,7 +46,8 @@ class Pages:
             row_starts=starts.astype(np.int32),
             context_lens=np.array([row.computed for row, _ in work], dtype=np.int32),
             page_tables=tables,
-            logit_rows=(np.arange(starts[-1]) if logits == "all" else starts[1:] - 1).astype(np.int32),
+            logit_rows=wanted,
+            full_logits=np.ones(len(wanted), np.bool_),
             page_size=self.page_size,
         )
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from baseload.kernels.spec import StepBatch
+from baseload.kernels.spec import StepBatch, StepOutput
 from baseload.runtime.engine.config import EngineConfig
 from baseload.runtime.engine.core import EngineCore
 from baseload.runtime.engine.detokenize import Detokenizer
@@ -49,17 +49,24 @@ class Model:
         """Tokens computed so far."""
         return sum(len(batch.tokens) for batch in self.batches)
 
-    def run(self, batch: StepBatch) -> NDArray[np.float32]:
+    def run(self, batch: StepBatch) -> StepOutput:
         self.batches.append(batch)
         self.hook(batch)
         self._slots[batch.slots] = batch.tokens
         ends = {int(end) - 1: row for row, end in enumerate(batch.row_starts[1:])}
-        return np.array([self._logits(batch, ends[int(i)]) for i in batch.logit_rows], np.float32).reshape(-1, VOCAB)
+        logits = [self._logits(batch, ends[int(i)]) for i in batch.logit_rows]
+        return only_asked(StepOutput.of(np.array(logits, np.float32).reshape(-1, VOCAB)), batch)
 
     def _logits(self, batch: StepBatch, row: int) -> NDArray[np.float32]:
         slots = (batch.page_tables[row][:, None] * batch.page_size + np.arange(batch.page_size)).ravel()
         answer = self.answer(self._slots[slots[: batch.context_lens[row]]].tolist())
         return answer if isinstance(answer, np.ndarray) else np.eye(1, VOCAB, answer, dtype=np.float32)[0] * 5
+
+
+def only_asked(output: StepOutput, batch: StepBatch) -> StepOutput:
+    """The logits that the batch asked for; nonsense in place of all others."""
+    output.logits[~batch.full_logits] = 1e9
+    return output
 
 
 class Bench:

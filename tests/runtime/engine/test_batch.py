@@ -1,6 +1,9 @@
 """The arrays of a step say what the plan says."""
 
+from typing import Any
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,8 +23,32 @@ def test_a_decode_and_a_chunk_lie_end_to_end(sequence):
     assert batch.context_lens.tolist() == [5, 5]
     assert batch.page_tables.tolist() == [[3, 1, 0], [2, 0, 9]]
     assert batch.logit_rows.tolist() == [0], "the chunk ends before its prompt does"
+    assert batch.full_logits.tolist() == [True]
     dtypes = {name: getattr(batch, name).dtype for name in batch.__slots__ if name != "page_size"}
+    assert dtypes.pop("full_logits") == np.bool_
     assert dtypes.pop("slots") == np.int64 and set(dtypes.values()) == {np.dtype(np.int32)}
+
+
+@pytest.mark.parametrize(
+    ("sampling", "full"),
+    [
+        ({}, False),
+        ({"temperature": 0.7}, True),
+        ({"logprobs": 0}, True),
+        ({"repetition_penalty": 1.1}, True),
+        ({"presence_penalty": 0.1}, True),
+        ({"frequency_penalty": -0.1}, True),
+        ({"logit_bias": ((1, 1.0),)}, True),
+        ({"min_tokens": 3}, True),
+        ({"min_tokens": 2}, False),
+        ({"top_p": 0.5, "top_k": 3, "min_p": 0.1, "seed": 3, "stop": ("a",)}, False),
+    ],
+)
+def test_a_greedy_row_that_nothing_bends_needs_no_logits(sequence, sampling: dict[str, Any], full: bool):
+    s = sequence([1, 2, 3], output=[4, 5], **{"temperature": 0.0, **sampling})
+    s.computed = 4
+    s.pages.append(0)
+    assert build_batch([(s, 1)], page_size=8).full_logits.tolist() == [full]
 
 
 @given(st.data())

@@ -1,6 +1,7 @@
 """The runner's contract on a small model, and the real models beside transformers with the same dequantised weights."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -50,8 +51,9 @@ def small(broken: int | None = None, **options: Any) -> TorchRunner:
 
 def test_numpy_in_numpy_out(pages, row):
     runner: ModelRunner = small()
-    logits = runner.run(pages(20, 4).step([(row([1, 2, 3]), 3), (row([4, 5, 6, 7, 8, 9]), 6)]))
-    assert isinstance(logits, np.ndarray) and logits.dtype == np.float32 and logits.shape == (2, runner.vocab)
+    output = runner.run(pages(20, 4).step([(row([1, 2, 3]), 3), (row([4, 5, 6, 7, 8, 9]), 6)]))
+    assert output.logits.dtype == np.float32 and output.logits.shape == (2, runner.vocab)
+    assert output.best.dtype == np.int32 and output.best.tolist() == output.logits.argmax(-1).tolist() and output.finite.all()
     assert runner.context_length == 128
 
 
@@ -59,27 +61,28 @@ def test_a_step_without_wanted_rows_still_writes_its_keys(pages, row):
     """A prefill chunk in the middle of a prompt asks for no logits."""
     tokens, runner, dealt = row([3, 1, 4, 1, 5, 9, 2, 6]), small(), pages(20, 4, seed=1)
     batch = dealt.step([(tokens, 5)])
-    empty = runner.run(type(batch)(**{f: getattr(batch, f) for f in batch.__slots__} | {"logit_rows": np.zeros(0, np.int32)}))
-    assert empty.shape == (0, 50)
-    at_once = small().run(pages(20, 4).step([(row(tokens.tokens), 8)]))
-    np.testing.assert_allclose(runner.run(dealt.step([(tokens, 3)])), at_once, atol=1e-5)
+    none = {"logit_rows": np.zeros(0, np.int32), "full_logits": np.zeros(0, np.bool_)}
+    empty = runner.run(replace(batch, **none))
+    assert empty.logits.shape == (0, 50) and not len(empty.best) and not len(empty.finite)
+    at_once = small().run(pages(20, 4).step([(row(tokens.tokens), 8)])).logits
+    np.testing.assert_allclose(runner.run(dealt.step([(tokens, 3)])).logits, at_once, atol=1e-5)
 
 
 def test_a_row_is_answered_the_same_alone_and_in_company(pages, row):
     prompts = [[7, 8, 9, 10, 11], [1, 2], [40, 30, 20, 10], [5] * 9]
-    together = small().run(pages(20, 4, seed=2).step([(row(p), len(p)) for p in prompts]))
+    together = small().run(pages(20, 4, seed=2).step([(row(p), len(p)) for p in prompts])).logits
     for prompt, answer in zip(prompts, together, strict=True):
-        np.testing.assert_allclose(small().run(pages(20, 4).step([(row(prompt), len(prompt))]))[0], answer, atol=1e-5)
+        np.testing.assert_allclose(small().run(pages(20, 4).step([(row(prompt), len(prompt))])).logits[0], answer, atol=1e-5)
 
 
 def test_broken_numbers_come_back_in_their_own_row_only(pages, row):
     """Token 13 has a NaN embedding. Its row is NaN; a neighbour, and later a row that reuses its page, are not."""
     runner, healthy = small(broken=13), small()
     bad, good = row([1, 13, 2]), row([1, 2, 3, 4, 5])
-    logits = runner.run(pages(20, 4).step([(bad, 3), (good, 5)]))
-    assert np.isnan(logits[0]).all() and np.isfinite(logits[1]).all()
+    output = runner.run(pages(20, 4).step([(bad, 3), (good, 5)]))
+    assert np.isnan(output.logits[0]).all() and np.isfinite(output.logits[1]).all() and output.finite.tolist() == [False, True]
     prompts = [[4, 5], [6, 7, 8], [9]]
-    again, expected = (r.run(pages(20, 4).step([(row(p), len(p)) for p in prompts])) for r in (runner, healthy))
+    again, expected = (r.run(pages(20, 4).step([(row(p), len(p)) for p in prompts])).logits for r in (runner, healthy))
     np.testing.assert_allclose(again, expected, atol=1e-5)
 
 
@@ -90,10 +93,10 @@ def test_copied_page_serves_another_row(pages, row):
     runner.run(dealt.step([(first, 3)]))
     runner.copy_page(first.pages[0], 17)
     second = row([1, 2, 3, 30], computed=3, pages=[17])
-    forked = runner.run(dealt.step([(second, 1)]))
-    original = runner.run(dealt.step([(first, 1)]))
+    forked = runner.run(dealt.step([(second, 1)])).logits
+    original = runner.run(dealt.step([(first, 1)])).logits
     for prompt, answer in (([1, 2, 3, 30], forked), ([1, 2, 3, 20], original)):
-        np.testing.assert_allclose(small().run(pages(20, 4).step([(row(prompt), 4)])), answer, atol=1e-5)
+        np.testing.assert_allclose(small().run(pages(20, 4).step([(row(prompt), 4)])).logits, answer, atol=1e-5)
 
 
 def test_page_bytes_counts_keys_and_values_of_all_layers():
@@ -157,7 +160,7 @@ def compare_logits(path: Path, theirs: transformers.PreTrainedModel, pages, row)
     ids = model.tokenizer.encode(TEXT * 30, specials=False)[:640]
     runner, dealt, sequence = TorchRunner(model, 40, 32), pages(40, 32, seed=1), row(ids)
     pieces = [300, *[1, 7] * 15, 219, 1]
-    ours = np.concatenate([runner.run(dealt.step([(sequence, n)])) for n in pieces])
+    ours = np.concatenate([runner.run(dealt.step([(sequence, n)])).logits for n in pieces])
     with torch.inference_mode():
         expected = theirs(torch.tensor([ids]), logits_to_keep=torch.tensor(np.cumsum(pieces) - 1)).logits[0].numpy()
     np.testing.assert_allclose(ours, expected, atol=5e-5 * np.abs(expected).max(), rtol=0)
@@ -183,7 +186,7 @@ def test_greedy_text_of_twenty_prompts_equals_that_of_transformers(smol, judge, 
     prompts = [smol.tokenizer.encode(prompt, specials=False) for prompt in PROMPTS]
     rows = [row(list(prompt)) for prompt in prompts]
     for _ in range(200):
-        logits = runner.run(dealt.step([(r, len(r.tokens) - r.computed) for r in rows]))
+        logits = runner.run(dealt.step([(r, len(r.tokens) - r.computed) for r in rows])).logits
         for r, chosen in zip(rows, logits.argmax(-1).tolist(), strict=True):
             r.tokens.append(chosen)
     ties = []

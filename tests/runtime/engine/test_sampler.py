@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from baseload.kernels.spec import StepOutput
+from baseload.runtime.engine import sampler
 from baseload.runtime.engine.detokenize import Detokenizer
 from baseload.runtime.engine.request import GenerationRequest, Sequence
-from baseload.runtime.engine.sampler import BrokenLogits, Sampled, sample
+from baseload.runtime.engine.sampler import BrokenLogits, Sampled
 from baseload.wire.chat import SamplingParams
 
 from .fake_model import FakeTokenizer
@@ -23,6 +25,13 @@ Numbers = NDArray[np.floating[Any]]
 def row(said: tuple[int, ...] = (), prompt: tuple[int, ...] = (1,), seed: int = 0, choice: int = 0, **params: Any) -> Sequence:
     request = GenerationRequest("r", prompt, SamplingParams(**{"temperature": 0.0, **params}), choice)
     return Sequence(request, seed, 10**6, Detokenizer(FakeTokenizer()), [*prompt, *said], len(prompt))
+
+
+def sample(logits: Numbers, rows: list[Sequence], end_ids: tuple[int, ...]) -> list[Sampled | Exception]:
+    """One token for each row; those that are taken without a look at their logits see none."""
+    result = StepOutput.of(np.array(logits, np.float32))
+    result.logits[[not row.wants_logits for row in rows]] = 1e9
+    return sampler.sample(result, rows, end_ids)
 
 
 def one(logits: Numbers, sequence: Sequence, end_ids: tuple[int, ...] = ()) -> Sampled:
@@ -259,9 +268,9 @@ def test_a_ban_on_all_that_is_left_is_a_failure_of_the_row(temperature: float):
 
 
 def test_the_models_logits_are_left_as_they_are():
-    logits = random_logits(2)[None].copy()
+    logits = random_logits(2)[None].astype(np.float32)
     before = logits.copy()
     sequence = row((1, 2), temperature=0.7, top_p=0.9, repetition_penalty=2.0, logit_bias=((1, 3.0),), min_tokens=9, logprobs=2)
-    sample(logits, [sequence], END)
+    sampler.sample(StepOutput.of(logits), [sequence], END)
     params = replace(sequence.request.sampling, top_p=1.0)
     assert (logits == before).all() and params.top_p == 1.0
