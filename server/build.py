@@ -80,7 +80,8 @@ def load_engine(path: Path, settings: EngineSettings) -> tuple[LoadedModel, Engi
     """A model on an engine that is not started yet. Raises ModelFileError."""
     import torch  # slow to import: not before a model is really loaded
 
-    from ..runtime.engine.model_runner import TorchRunner, page_bytes
+    from ..runtime.engine.model_runner import page_bytes
+    from ..runtime.engine.torch_runner import TorchRunner
 
     torch.set_num_threads(settings.threads or os.cpu_count() or 1)
     model = load_model(path)

@@ -1,6 +1,6 @@
 """Continuous batching over one flat ragged batch.
 
-numpy tables and plain ints; only model_runner knows a tensor library. `Engine` is a thread with an asyncio face over an
+numpy tables and plain ints; only torch_runner knows a tensor library. `Engine` is a thread with an asyncio face over an
 `EngineCore`, whose `step` schedules, runs, samples and emits.
 """
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from ...kernels.spec import StepBatch, StepOutput
-from ...wire.chat import Failure, FinishReason, TokenLogprob
+from ...wire.chat import Failure, TokenLogprob
 from ...wire.errors import BadRequest, ContextLengthExceeded
 from .batch import build_batch
 from .config import EngineConfig
@@ -173,10 +173,13 @@ class EngineCore:
             finish = "stop"
         else:
             text = detokenizer.push(token, may_stop=sequence.n_output >= params.min_tokens)
-            stop = detokenizer.stopped
-            finish = self._finish(sequence)
+            finish = "length" if len(sequence.tokens) >= sequence.max_total else None
+        if finish is not None:
+            text += detokenizer.flush()
+        if detokenizer.stopped is not None:  # the flush can do that too: half a character is shown as one, which may end it
+            stop, finish = detokenizer.stopped, "stop"
         return TokenOutput(
-            text=text + (detokenizer.flush() if finish is not None else ""),
+            text=text,
             token_ids=(token,),
             logprobs=self._logprobs(chosen),
             finish=finish,
@@ -184,11 +187,6 @@ class EngineCore:
             prompt_tokens=sequence.n_prompt,
             cached_tokens=sequence.cached_tokens,
         )
-
-    def _finish(self, sequence: Sequence) -> FinishReason | None:
-        if sequence.detokenizer.stopped is not None:
-            return "stop"
-        return "length" if len(sequence.tokens) >= sequence.max_total else None
 
     def _count(self, sequence: Sequence) -> None:
         self.generation_tokens += 1

@@ -57,6 +57,15 @@ def test_a_stop_string_over_two_tokens_never_shows_a_part(bench):
     assert (b.end("a").finish, b.end("a").matched_stop) == ("stop", "rs")
 
 
+def test_half_a_character_that_completes_a_stop_string_at_the_end_ends_with_it(bench):
+    b = bench(lambda context: 0xC3 if context[-1] == ord("e") else ord("e"))
+    b.submit("a", max_tokens=2, stop=("e\ufffd",))
+    b.submit("b", max_tokens=2, stop=("e\ufffde",))
+    b.finish()
+    assert (b.text("a"), b.end("a").finish, b.end("a").matched_stop) == ("", "stop", "e\ufffd")
+    assert (b.text("b"), b.end("b").finish, b.end("b").matched_stop) == ("e\ufffd", "length", None)
+
+
 def test_what_was_held_back_for_a_stop_string_comes_at_the_end(bench):
     b = bench()
     b.submit("a", max_tokens=3, stop=("rst",))

@@ -13,7 +13,8 @@ import transformers
 from numpy.typing import NDArray
 
 from baseload.kernels.spec import DecoderSpec, LayerSpec
-from baseload.runtime.engine.model_runner import ModelRunner, TorchRunner, page_bytes
+from baseload.runtime.engine.model_runner import ModelRunner, page_bytes
+from baseload.runtime.engine.torch_runner import TorchRunner
 from baseload.runtime.models.model_file import LoadedModel, load_model
 
 SPEC = DecoderSpec(2, 24, 4, 2, 6, 32, 50, 128, 1e-5, (LayerSpec(), LayerSpec(window=5)), tied=False)

@@ -1,0 +1,35 @@
+"""The decoder on torch: for GPUs, for models that the native step does not run, and as its oracle. Imports torch."""
+
+from ...kernels.paged_attention import KvPool
+from ...kernels.spec import StepBatch, StepOutput
+from ..models.decoder import Decoder
+from ..models.model_file import LoadedModel
+from .model_runner import page_bytes
+
+
+class TorchRunner:
+    """A ModelRunner on torch. Weights and pool live on `device` in `dtype`; logits are float32 always.
+
+    Raises ValueError for a device or dtype that is not to be had.
+    """
+
+    def __init__(self, model: LoadedModel, n_pages: int, page_size: int, device: str = "cpu", dtype: str = "float32") -> None:
+        spec = model.config.decoder
+        self.vocab = spec.vocab
+        self.context_length = spec.context_length
+        self._decoder = Decoder(spec, model.weights, device, dtype)
+        self.page_bytes = page_bytes(spec, page_size, dtype)
+        kernels = self._decoder.kernels
+        self._pool = KvPool(spec, n_pages, page_size, kernels.device, kernels.dtype)
+
+    def describe(self) -> str:
+        """One line for the start-up log: which kernels run, on what."""
+        return self._decoder.kernels.describe()
+
+    def run(self, batch: StepBatch) -> StepOutput:
+        """See ModelRunner.run."""
+        return StepOutput.of(self._decoder.forward(batch, self._pool).cpu().numpy())
+
+    def copy_page(self, src: int, dst: int) -> None:
+        """See ModelRunner.copy_page."""
+        self._pool.copy_page(src, dst)
