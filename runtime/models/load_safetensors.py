@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from ...kernels.cpu.pack import Grouped, bf16
 from ...kernels.spec import DecoderSpec
 from ...wire.errors import ModelFileError
 
@@ -65,6 +66,10 @@ class SafetensorsWeights:
             raise ModelFileError(f"the weight {name!r} has the unsupported type {kind}")
         found = _float32(self._files[self._theirs(name)], self._theirs(name), kind)
         return found + np.float32(1) if self._plus_one and name.endswith(NORM_LESS_ONE) else found
+
+    def grouped(self, name: str) -> Grouped:
+        """See Weights."""
+        return bf16(self.tensor(name))
 
     def _theirs(self, name: str) -> str:
         if name not in self._names:

@@ -118,11 +118,25 @@ def _scales_and_mins(packed: Bytes) -> tuple[Bytes, Bytes]:
     return scales, mins
 
 
-def _with_mins(b: Bytes, values: Bytes) -> Floats:
-    """d * scale * value - dmin * min for 8 groups of 32: `values` [n, 8, 32]."""
+def k_scales(raw: Bytes, ggml_type: int) -> tuple[Floats, Floats]:
+    """d and m [n blocks, 8] float32 of Q4_K or Q5_K: a weight of group g is d[g] * code + m[g]."""
+    b = raw.reshape(-1, BLOCKS[ggml_type][1])
     scales, mins = _scales_and_mins(b[:, 4:16])
-    d, dmin = _half(b, 0) * scales, _half(b, 2) * mins
-    return (d[:, :, None] * values.astype(np.float32) - dmin[:, :, None]).reshape(-1, 256)
+    return _half(b, 0) * scales, -_half(b, 2) * mins
+
+
+def k_codes(raw: Bytes, ggml_type: int) -> Bytes:
+    """The codes [n blocks, 8 groups, 32] of Q4_K or Q5_K."""
+    b = raw.reshape(-1, BLOCKS[ggml_type][1])
+    if ggml_type == Q4_K:
+        return _nibble_runs(b[:, 16:])
+    fifth = np.unpackbits(b[:, 16:48, None], axis=2, bitorder="little").transpose(0, 2, 1) << 4
+    return _nibble_runs(b[:, 48:]) | fifth
+
+
+def _with_mins(b: Bytes, ggml_type: int) -> Floats:
+    d, m = k_scales(b, ggml_type)
+    return (d[:, :, None] * k_codes(b, ggml_type).astype(np.float32) + m[:, :, None]).reshape(-1, 256)
 
 
 def _nibble_runs(packed: Bytes) -> Bytes:
@@ -131,12 +145,11 @@ def _nibble_runs(packed: Bytes) -> Bytes:
 
 
 def _q4_k(b: Bytes) -> Floats:
-    return _with_mins(b, _nibble_runs(b[:, 16:]))
+    return _with_mins(b, Q4_K)
 
 
 def _q5_k(b: Bytes) -> Floats:
-    fifth = np.unpackbits(b[:, 16:48, None], axis=2, bitorder="little").transpose(0, 2, 1) << 4
-    return _with_mins(b, _nibble_runs(b[:, 48:]) | fifth)
+    return _with_mins(b, Q5_K)
 
 
 def _q6_k(b: Bytes) -> Floats:

@@ -6,13 +6,15 @@ v_bias, q_norm, k_norm, post_attn_norm, mlp_norm, gate, up, down, post_mlp_norm.
 """
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...kernels.cpu.pack import Grouped
 from ...kernels.spec import DecoderSpec
 from ...wire.errors import ModelFileError
+from .groups import grouped
 from .load_gguf import GgufFile
 from .quants import dequantize
 
@@ -52,6 +54,11 @@ class Weights(Protocol):
         """The tensor in float32; may be a read-only view. Raises ModelFileError for an absent one."""
         ...
 
+    def grouped(self, name: str) -> Grouped:
+        """A linear weight in groups of 32 inputs, as near to the file's own format as the native kernels have one. Its inputs
+        must be a multiple of 32. Raises ModelFileError for an absent one."""
+        ...
+
 
 class GgufWeights:
     """The weights of a GGUF file. `permuted` (the llama architecture): q and k rows are in interleaved rope order."""
@@ -77,6 +84,16 @@ class GgufWeights:
             return _rotate_half_order(found, self._spec.n_heads if part[0] == "q" else self._spec.n_kv_heads)
         return found
 
+    def grouped(self, name: str) -> Grouped:
+        """See Weights."""
+        info = self._file.tensors[self._theirs(name)]
+        found = grouped(self._file.raw(info.name), info.ggml_type, (info.shape[0], info.shape[1]))
+        part = name.rsplit(".", 1)[-1]
+        if self._permuted and part in ("q", "k"):
+            n_heads = self._spec.n_heads if part == "q" else self._spec.n_kv_heads
+            return found.rows(_rotate_half_order(np.arange(info.shape[0]), n_heads))
+        return found
+
     def _theirs(self, name: str) -> str:
         if name not in self._names:
             raise ModelFileError(f"the weight {name!r} is missing")
@@ -89,7 +106,7 @@ def gguf_names(n_layers: int) -> dict[str, str]:
     return {**GGUF_TOP, **layers}
 
 
-def _rotate_half_order(rows: NDArray[np.float32], n_heads: int) -> NDArray[np.float32]:
+def _rotate_half_order(rows: NDArray[Any], n_heads: int) -> NDArray[Any]:
     """Rows of each head from (0, D/2, 1, D/2+1, ...) back to (0, 1, ..., D-1): llama.cpp's converter interleaved them."""
     split = rows.reshape(n_heads, -1, 2, *rows.shape[1:])
     return np.ascontiguousarray(split.swapaxes(1, 2)).reshape(rows.shape)

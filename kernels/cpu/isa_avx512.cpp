@@ -1,0 +1,4 @@
+#define NAME avx512
+#define MAX_ROWS 12
+#define TILE_ROWS 12
+#include "isa.inc"

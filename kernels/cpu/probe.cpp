@@ -1,0 +1,123 @@
+// Operations by themselves, for tests and benchmarks, and the machine's ceilings that they are measured against.
+#include <stdlib.h>
+#include <string.h>
+
+#include "step.h"
+
+const Ops* find_ops(const char* name);
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace {
+
+struct Linear : Job {
+  Phase two[2];
+  const Weight* weight;
+  const float* from;
+  float* to;
+  Act act;
+  int64_t ld;
+};
+
+void walk_linear(Job* job, uint32_t number, int) {
+  Linear* l = (Linear*)job;
+  const Act& a = l->act;
+  const int panels = (l->weight->rows + PANEL - 1) / PANEL, tiles = (a.rows + a.height - 1) / a.height, each = panels < 64 ? 1 : 4;
+  auto nothing = [] {};
+  const auto fill = [&](int r) { l->ops->quantise(&a, r, 0, a.cols / GROUP, l->from + (int64_t)r * a.cols); };
+  const auto multiply = [&](int c) {
+    for (int p = c * each; p < panels && p < (c + 1) * each; p++)
+      for (int t = 0; t < tiles; t++) l->ops->gemm(l->weight, p, &a, t, l->to + (int64_t)t * a.height * l->ld + p * PANEL, l->ld);
+  };
+  if (walk_phase(&l->two[0], number, a.rows, fill, nothing)) walk_phase(&l->two[1], number, (panels + each - 1) / each, multiply, nothing);
+}
+
+}  // namespace
+
+// from [rows][cols] times the weight: to [rows][weight's rows, filled up to a multiple of 16]. 0, or -1: no memory or no such set.
+EXPORT int bl_linear(Pool* pool, const char* isa, const Weight* weight, const float* from, int rows, float* to) {
+  const Ops* ops = find_ops(isa);
+  void* memory = nullptr;
+  if (!ops || rows < 1 || posix_memalign(&memory, 64, sizeof(Linear))) return -1;
+  Linear* l = (Linear*)memset(memory, 0, sizeof(Linear));
+  const int64_t padded = rows + MAX_TILE, cols = weight->cols;
+  const int tiles = (rows + ops->max_tile - 1) / ops->max_tile;
+  l->walk = walk_linear, l->phases = l->two, l->n_phases = 2, l->ops = ops;
+  l->weight = weight, l->from = from, l->to = to, l->ld = (weight->rows + PANEL - 1) / PANEL * PANEL;
+  l->act = {calloc(padded, cols * 2), nullptr, nullptr, nullptr, rows, weight->cols, (rows + tiles - 1) / tiles, weight->format == BF16};
+  l->act.scale = (float*)calloc(padded * cols / GROUP, 3 * sizeof(float));
+  l->act.negative = (int32_t*)l->act.scale + padded * cols / GROUP;
+  l->act.total = l->act.scale + 2 * (padded * cols / GROUP);
+  const bool made = l->act.values && l->act.scale;
+  if (made) pool_run(pool, l);
+  pool_forget(pool, l);
+  free(l->act.values);
+  free(l->act.scale);
+  free(l);
+  return made ? 0 : -1;
+}
+
+namespace {
+
+struct Sweep : Job {
+  Phase one;
+  const char* bytes;
+  int64_t n;
+  int64_t found;
+};
+
+constexpr int64_t STRIDE = 1 << 18;
+
+typedef long long Line __attribute__((vector_size(64)));
+
+void walk_sweep(Job* job, uint32_t number, int) {
+  Sweep* s = (Sweep*)job;
+  const auto read = [&](int c) {
+    const char* at = s->bytes + c * STRIDE;
+    Line sums[8] = {};
+    for (int64_t i = 0; i < STRIDE; i += 512)
+      for (int j = 0; j < 8; j++) sums[j] += *(const Line*)(at + i + 64 * j);
+    for (int j = 1; j < 8; j++) sums[0] += sums[j];
+    __atomic_add_fetch(&s->found, (int64_t)sums[0][0], __ATOMIC_RELAXED);
+  };
+  walk_phase(&s->one, number, (int)(s->n / STRIDE), read, [] {});
+}
+
+}  // namespace
+
+// Reads `n` bytes (whole multiples of 256 KiB, 64-byte aligned) on all threads; the caller takes the time.
+EXPORT int64_t bl_read_bytes(Pool* pool, const void* bytes, int64_t n) {
+  Sweep s;
+  memset((void*)&s, 0, sizeof s);
+  s.walk = walk_sweep, s.phases = &s.one, s.n_phases = 1, s.ops = find_ops(""), s.bytes = (const char*)bytes, s.n = n;
+  pool_run(pool, &s);
+  pool_forget(pool, &s);
+  return s.found;
+}
+
+namespace {
+
+struct Peak : Job {
+  Phase one;
+  int64_t rounds;
+  int chunks;
+};
+
+void walk_peak(Job* job, uint32_t number, int) {
+  Peak* p = (Peak*)job;
+  walk_phase(&p->one, number, p->chunks, [&](int) { p->ops->products(p->rounds); }, [] {});
+}
+
+}  // namespace
+
+// Integer multiply-adds with nothing to load: returns how many operations (a product and a sum are two) all threads did.
+EXPORT int64_t bl_int8_products(Pool* pool, const char* isa, int64_t rounds) {
+  const Ops* ops = find_ops(isa);
+  if (!ops) return -1;
+  Peak p;
+  memset((void*)&p, 0, sizeof p);
+  p.walk = walk_peak, p.phases = &p.one, p.n_phases = 1, p.ops = ops, p.rounds = rounds, p.chunks = pool_threads(pool) * 16;
+  pool_run(pool, &p);
+  pool_forget(pool, &p);
+  return (int64_t)p.chunks * rounds * ops->round_operations;
+}

@@ -1,0 +1,400 @@
+// A whole decoder step: embedding to logits for one ragged batch, as phases that the pool's threads walk together.
+//
+//   for each layer:  qkv (+ rotation, KV write) | attention | o | gate, up (+ activation) | down
+//
+// The norm before a product, and the quantisation of what goes into it, is the tail of the phase before: of a few rows, one
+// thread does it while it has them in its cache; of many rows, it is a phase of its own.
+#include "step.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+namespace {
+
+constexpr int FEW_ROWS = 3;         // normed by one thread
+constexpr int PREFILL_ROWS = 48;    // query rows of one key head that attention takes at once
+constexpr int HEAD_PANELS = 16;     // of the output head in a chunk
+constexpr int CHUNKS = 8;           // a thread, at least, where the work can be cut so
+
+struct Block {  // neighbouring tokens of one row, for attention
+  int32_t row, token, n_tokens, position;
+};
+
+inline int ceil_of(int a, int b) { return (a + b - 1) / b; }
+inline int at_least(int a, int b) { return a > b ? a : b; }
+inline int at_most(int a, int b) { return a < b ? a : b; }
+
+}  // namespace
+
+struct Model : Job {
+  ModelDesc desc;
+  LayerDesc* layers;
+  Pool* pool;
+  BatchDesc batch;
+  // For `room` tokens, `head_room` logits: made when a step needs more than any before.
+  int room, head_room, rows_room;
+  char* memory;
+  char* head_memory;
+  float *x, *branch;
+  uint16_t* q;
+  float* scratch;  // of each thread
+  int64_t scratch_each;
+  Act hidden, mixed, wide, last;
+  Best* bests;
+  Block* blocks;
+  int n_blocks, head_chunks;
+};
+
+namespace {
+
+// ------------------------------------------------------------------------------------------------- memory
+
+struct Cutter {  // cuts one allocation into aligned parts; without memory, it counts
+  char* at;
+  template <class T>
+  T* take(int64_t n) {
+    char* here = at;
+    at += (n * (int64_t)sizeof(T) + 127) & ~(int64_t)63;
+    return (T*)here;
+  }
+};
+
+void cut_act(Cutter& from, Act* a, int rows, int cols, bool is_wide) {
+  // MAX_TILE rows more: a kernel that always takes so many may read, though not use, what follows the last.
+  const int64_t padded = rows + MAX_TILE;
+  a->cols = cols;
+  a->wide = is_wide;
+  a->values = from.take<char>(padded * cols * (is_wide ? 2 : 1));
+  a->scale = from.take<float>(padded * (cols / GROUP));
+  a->negative = from.take<int32_t>(padded * (cols / GROUP));
+  a->total = from.take<float>(padded * (cols / GROUP));
+}
+
+void lay_out(Model* m, Cutter& from, int tokens, int rows) {
+  const ModelDesc& d = m->desc;
+  const int heads = d.n_heads * d.head_dim, group = d.n_heads / d.n_kv_heads;
+  const LayerDesc& layer = m->layers[0];
+  m->x = from.take<float>((int64_t)tokens * d.hidden);
+  m->branch = from.take<float>((int64_t)tokens * d.hidden);
+  m->q = from.take<uint16_t>((int64_t)tokens * heads);
+  cut_act(from, &m->hidden, tokens, d.hidden, layer.q.format == BF16);
+  cut_act(from, &m->mixed, tokens, heads, layer.o.format == BF16);
+  cut_act(from, &m->wide, tokens, d.intermediate, layer.down.format == BF16);
+  m->scratch_each = at_least(attend_scratch(at_least(group, PREFILL_ROWS), d.head_dim), MAX_TILE * at_least(d.head_dim, 4 * GROUP));
+  m->scratch_each = (m->scratch_each + 63) & ~(int64_t)15;
+  m->scratch = from.take<float>(m->scratch_each * pool_threads(m->pool));
+  m->blocks = from.take<Block>(tokens + rows);
+}
+
+void lay_out_head(Model* m, Cutter& from, int logits) {
+  cut_act(from, &m->last, logits, m->desc.hidden, m->desc.head.format == BF16);
+  m->bests = from.take<Best>((int64_t)m->head_chunks * logits);
+}
+
+template <class LayOut>
+bool make_room(char** memory, LayOut lay) {
+  Cutter count = {nullptr};
+  lay(count);
+  void* made = nullptr;
+  if (posix_memalign(&made, 64, (size_t)count.at + 64)) return false;
+  // Never NaN where nothing was written yet: a kernel may compute, though not use, rows past the last.
+  memset(made, 0, (size_t)count.at);
+  free(*memory);
+  *memory = (char*)made;
+  Cutter cut = {*memory};
+  lay(cut);
+  return true;
+}
+
+bool make_room(Model* m, const BatchDesc& b) {
+  if (b.n_tokens > m->room || b.n_rows > m->rows_room) {
+    const int tokens = at_least(b.n_tokens, m->room), rows = at_least(b.n_rows, m->rows_room);
+    if (!make_room(&m->memory, [&](Cutter& c) { lay_out(m, c, tokens, rows); })) return m->room = 0, false;
+    m->room = tokens, m->rows_room = rows;
+  }
+  if (b.n_logits > m->head_room) {
+    if (!make_room(&m->head_memory, [&](Cutter& c) { lay_out_head(m, c, b.n_logits); })) return m->head_room = 0, false;
+    m->head_room = b.n_logits;
+  }
+  return true;
+}
+
+// Rows shared out evenly among as few tiles as can hold them.
+void set_rows(Act* a, int rows, int max_tile) {
+  a->rows = rows;
+  a->height = rows ? ceil_of(rows, ceil_of(rows, max_tile)) : 1;
+}
+
+// ------------------------------------------------------------------------------------------------- chunks of work
+
+inline int tiles_of(const Act& a) { return ceil_of(a.rows, a.height); }
+inline int rows_in(const Act& a, int tile) { return at_most(a.height, a.rows - tile * a.height); }
+
+inline uint8_t* page_part(const Model* m, int64_t page, int layer, int head) {
+  const ModelDesc& d = m->desc;
+  const int64_t part = (int64_t)2 * d.page_size * d.head_dim * 2;
+  return d.pool + ((page * d.n_layers + layer) * d.n_kv_heads + head) * part;
+}
+
+void embed_token(Model* m, int t) {
+  const ModelDesc& d = m->desc;
+  m->ops->embed(&d.embed, m->batch.tokens[t], d.embed_scale, m->x + (int64_t)t * d.hidden);
+  const int64_t slot = m->batch.slots[t], page = slot / d.page_size;
+  if (slot % d.page_size) return;
+  // A page begins: its values are multiplied, by 0, before they are written, and 0 times what an earlier owner left may be NaN.
+  const int64_t values = (int64_t)d.page_size * d.head_dim * 2;
+  for (int l = 0; l < d.n_layers; l++)
+    for (int h = 0; h < d.n_kv_heads; h++) memset(page_part(m, page, l, h) + values, 0, values);
+}
+
+void norm_row(const Model* m, int t, const float* post, const float* weight, bool first) {
+  const ModelDesc& d = m->desc;
+  const int64_t at = (int64_t)t * d.hidden;
+  const NormArgs args = {m->x + at, first ? nullptr : m->branch + at, post, weight, d.norm_eps, d.hidden};
+  m->ops->norm(&args, &m->hidden, t);
+}
+
+// Keys into [16 keys][2 dims] blocks, values into [2 keys] pairs: see attention.inc.
+void write_key(uint16_t* part, int offset, const uint16_t* key, int dim) {
+  uint16_t* block = part + (int64_t)(offset / 16) * 16 * dim + offset % 16 * 2;
+  for (int i = 0; i < dim / 2; i++) memcpy(block + 32 * i, key + 2 * i, 4);
+}
+
+void write_value(uint16_t* part, int offset, const uint16_t* value, int dim) {
+  uint16_t* pair = part + (int64_t)(offset / 2) * 2 * dim + offset % 2;
+  for (int i = 0; i < dim; i++) pair[2 * i] = value[i];
+}
+
+// One head (of q, then k, then v) of one tile: product, bias, norm and rotation, and to where attention reads it.
+void project_head(Model* m, int l, int head, int tile, float* temp) {
+  const ModelDesc& d = m->desc;
+  const LayerDesc& layer = m->layers[l];
+  const int dim = d.head_dim, token0 = tile * m->hidden.height, rows = rows_in(m->hidden, tile), panels = dim / PANEL;
+  const bool is_q = head < d.n_heads, is_k = !is_q && head < d.n_heads + d.n_kv_heads;
+  const int own = is_q ? head : is_k ? head - d.n_heads : head - d.n_heads - d.n_kv_heads;
+  const Weight* w = is_q ? &layer.q : is_k ? &layer.k : &layer.v;
+  const float* bias = is_q ? layer.q_bias : is_k ? layer.k_bias : layer.v_bias;
+  for (int p = 0; p < panels; p++) m->ops->gemm(w, own * panels + p, &m->hidden, tile, temp + PANEL * p, dim);
+  const HeadArgs args = {bias ? bias + own * dim : nullptr,
+                         is_q   ? layer.q_norm
+                         : is_k ? layer.k_norm
+                                : nullptr,
+                         d.norm_eps,
+                         is_q || is_k ? layer.cos : nullptr,
+                         layer.sin,
+                         dim,
+                         m->batch.positions + token0};
+  m->ops->head(&args, temp, rows, dim);
+  for (int r = 0; r < rows; r++) {
+    const int t = token0 + r;
+    if (is_q) {
+      m->ops->to_bf16(temp + r * dim, m->q + ((int64_t)t * d.n_heads + own) * dim, dim);
+      continue;
+    }
+    uint16_t half[dim];
+    m->ops->to_bf16(temp + r * dim, half, dim);
+    const int64_t slot = m->batch.slots[t], page = slot / d.page_size;
+    uint16_t* part = (uint16_t*)page_part(m, page, l, own);
+    if (is_k) write_key(part, (int)(slot % d.page_size), half, dim);
+    else write_value(part + (int64_t)d.page_size * dim, (int)(slot % d.page_size), half, dim);
+  }
+}
+
+void attend_block(Model* m, int l, const Block& block, int head, float* scratch) {
+  const ModelDesc& d = m->desc;
+  const int group = d.n_heads / d.n_kv_heads;
+  const AttendArgs args = {m->q,
+                           page_part(m, 0, l, head),
+                           (int64_t)d.n_layers * d.n_kv_heads * 4 * d.page_size * d.head_dim,
+                           (int64_t)2 * d.page_size * d.head_dim,
+                           m->batch.page_tables + (int64_t)block.row * m->batch.pages_wide,
+                           d.page_size,
+                           d.head_dim,
+                           d.n_heads,
+                           group,
+                           head * group,
+                           block.token,
+                           block.n_tokens,
+                           block.position,
+                           m->layers[l].window,
+                           d.attn_scale,
+                           d.attn_softcap};
+  m->ops->attend(&args, &m->mixed, scratch);
+}
+
+// Panels first .. last of `w`, for all rows, into branch.
+void project(Model* m, const Weight* w, const Act* a, int first, int last) {
+  for (int p = first; p < last; p++)
+    for (int tile = 0; tile < tiles_of(*a); tile++)
+      m->ops->gemm(w, p, a, tile, m->branch + (int64_t)tile * a->height * m->desc.hidden + p * PANEL, m->desc.hidden);
+}
+
+// 32 outputs of gate and of up, for all rows: the activation, quantised for `down`.
+void gate_and_up(Model* m, const LayerDesc& layer, int part, float* temp) {
+  const Act& a = m->hidden;
+  float* up = temp + MAX_TILE * GROUP;
+  for (int tile = 0; tile < tiles_of(a); tile++) {
+    for (int p = 0; p < GROUP / PANEL; p++) {
+      m->ops->gemm(&layer.gate, part * 2 + p, &a, tile, temp + PANEL * p, GROUP);
+      m->ops->gemm(&layer.up, part * 2 + p, &a, tile, up + PANEL * p, GROUP);
+    }
+    const int rows = rows_in(a, tile);
+    m->ops->glu(temp, up, rows, GROUP, m->desc.activation);
+    for (int r = 0; r < rows; r++) m->ops->quantise(&m->wide, tile * a.height + r, part, 1, temp + r * GROUP);
+  }
+}
+
+void head_chunk(Model* m, int chunk, float* temp) {
+  const ModelDesc& d = m->desc;
+  const Act& a = m->last;
+  Best* bests = m->bests + (int64_t)chunk * a.rows;
+  for (int i = 0; i < a.rows; i++) bests[i] = {-__builtin_inff(), 0, 0};
+  const int last = at_most((chunk + 1) * HEAD_PANELS, ceil_of(d.vocab, PANEL));
+  for (int p = chunk * HEAD_PANELS; p < last; p++)
+    for (int tile = 0; tile < tiles_of(a); tile++) {
+      m->ops->gemm(&d.head, p, &a, tile, temp, PANEL);
+      const int first = p * PANEL, n = at_most(PANEL, d.vocab - first);
+      for (int r = 0; r < rows_in(a, tile); r++) {
+        const int i = tile * a.height + r;
+        m->ops->best(temp + r * PANEL, n, first, d.final_softcap, &bests[i]);
+        if (m->batch.full_logits[i]) memcpy(m->batch.logits + (int64_t)i * d.vocab + first, temp + r * PANEL, 4 * n);
+      }
+    }
+}
+
+void choose_best(Model* m) {
+  for (int i = 0; i < m->last.rows; i++) {
+    Best best = m->bests[i];
+    for (int c = 1; c < m->head_chunks; c++) {
+      const Best& other = m->bests[(int64_t)c * m->last.rows + i];
+      best.broken |= other.broken;
+      if (other.value > best.value) best.value = other.value, best.index = other.index;
+    }
+    m->batch.best[i] = best.index;
+    m->batch.finite[i] = !best.broken && best.value - best.value == 0;
+  }
+}
+
+// ------------------------------------------------------------------------------------------------- the step
+
+void nothing() {}
+
+void walk(Job* job, uint32_t number, int thread) {
+  Model* m = (Model*)job;
+  const ModelDesc& d = m->desc;
+  const int tokens = m->batch.n_tokens, threads = pool_threads(m->pool);
+  const bool few = tokens <= FEW_ROWS;
+  float* scratch = m->scratch + m->scratch_each * thread;
+  Phase* phase = m->phases;
+  bool here = true;  // until this thread finds that it is late
+
+  auto run = [&](int n, auto chunk, auto tail) { here = here && walk_phase(phase++, number, n, chunk, tail); };
+  // A phase whose results `finish` each row afterwards, in its tail or in a phase of their own.
+  auto run_rows = [&](int n, auto chunk, auto row) {
+    if (few) return run(n, chunk, [&] { for (int t = 0; t < tokens; t++) row(t); });
+    run(n, chunk, nothing);
+    run(tokens, row, nothing);
+  };
+  auto run_panels = [&](int panels, auto chunk, auto row) {
+    const int each = at_least(1, panels / (CHUNKS * threads));
+    run_rows(ceil_of(panels, each), [&](int c) { chunk(c * each, at_most(panels, (c + 1) * each)); }, row);
+  };
+
+  run_rows(tokens, [&](int t) { embed_token(m, t); }, [&](int t) { norm_row(m, t, nullptr, m->layers[0].attn_norm, true); });
+  for (int l = 0; l < d.n_layers && here; l++) {
+    const LayerDesc& layer = m->layers[l];
+    const int heads = d.n_heads + 2 * d.n_kv_heads, tiles = tiles_of(m->hidden);
+    const int cuts = at_most(tiles, ceil_of(CHUNKS * threads, heads)), each = ceil_of(tiles, cuts), parts = ceil_of(tiles, each);
+    run(heads * parts, [&](int c) {
+      const int first = c % parts * each;
+      for (int tile = first; tile < at_most(tiles, first + each); tile++) project_head(m, l, c / parts, tile, scratch);
+    }, nothing);
+    run(m->n_blocks * d.n_kv_heads, [&](int c) { attend_block(m, l, m->blocks[c / d.n_kv_heads], c % d.n_kv_heads, scratch); }, nothing);
+    run_panels(d.hidden / PANEL, [&](int a, int b) { project(m, &layer.o, &m->mixed, a, b); },
+               [&](int t) { norm_row(m, t, layer.post_attn_norm, layer.mlp_norm, false); });
+    run(d.intermediate / GROUP, [&](int part) { gate_and_up(m, layer, part, scratch); }, nothing);
+    const float* next = l + 1 < d.n_layers ? m->layers[l + 1].attn_norm : d.norm;
+    if (l + 1 == d.n_layers && !m->batch.n_logits) next = layer.attn_norm;
+    run_panels(d.hidden / PANEL, [&](int a, int b) { project(m, &layer.down, &m->wide, a, b); }, [&](int t) {
+      if (l + 1 < d.n_layers) return norm_row(m, t, layer.post_mlp_norm, next, false);
+      for (int i = 0; i < m->batch.n_logits; i++) {
+        if (m->batch.logit_rows[i] != t) continue;
+        const int64_t at = (int64_t)t * d.hidden;
+        const NormArgs args = {m->x + at, m->branch + at, layer.post_mlp_norm, next, d.norm_eps, d.hidden};
+        m->ops->norm(&args, &m->last, i);
+      }
+    });
+  }
+  if (m->batch.n_logits) run(m->head_chunks, [&](int c) { head_chunk(m, c, scratch); }, [&] { choose_best(m); });
+}
+
+void find_blocks(Model* m) {
+  const BatchDesc& b = m->batch;
+  const int most = at_least(1, PREFILL_ROWS / (m->desc.n_heads / m->desc.n_kv_heads));
+  m->n_blocks = 0;
+  // The last tokens see the most keys: they go first, so that no thread begins the longest piece when the others end.
+  for (int row = 0; row < b.n_rows; row++)
+    for (int end = b.row_starts[row + 1]; end > b.row_starts[row];) {
+      const int n = at_most(most, end - b.row_starts[row]);
+      end -= n;
+      m->blocks[m->n_blocks++] = {row, end, n, b.positions[end]};
+    }
+}
+
+}  // namespace
+
+// ------------------------------------------------------------------------------------------------- the ABI
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+const Ops* find_ops(const char* name);
+
+EXPORT Pool* bl_pool_create(int n_threads) { return pool_create(n_threads); }
+EXPORT void bl_pool_free(Pool* pool) { pool_free(pool); }
+EXPORT int bl_pool_threads(const Pool* pool) { return pool_threads(pool); }
+
+// Null: no memory, or no such instruction set. What the description points to must outlive the model.
+EXPORT Model* bl_model_create(const ModelDesc* desc, Pool* pool, const char* isa) {
+  const Ops* ops = find_ops(isa);
+  Model* m = ops ? (Model*)calloc(1, sizeof(Model)) : nullptr;
+  if (!m) return nullptr;
+  m->desc = *desc;
+  m->pool = pool;
+  m->walk = walk;
+  m->ops = ops;
+  m->n_phases = desc->n_layers * 7 + 4;
+  m->head_chunks = ceil_of(ceil_of(desc->vocab, PANEL), HEAD_PANELS);
+  m->layers = (LayerDesc*)malloc(sizeof(LayerDesc) * (size_t)desc->n_layers);
+  void* phases = nullptr;
+  if (!m->layers || posix_memalign(&phases, 64, sizeof(Phase) * (size_t)m->n_phases)) {
+    free(m->layers);
+    free(m);
+    return nullptr;
+  }
+  memcpy(m->layers, desc->layers, sizeof(LayerDesc) * (size_t)desc->n_layers);
+  m->phases = (Phase*)memset(phases, 0, sizeof(Phase) * (size_t)m->n_phases);
+  return m;
+}
+
+EXPORT void bl_model_free(Model* m) {
+  pool_forget(m->pool, m);
+  free(m->memory);
+  free(m->head_memory);
+  free(m->phases);
+  free(m->layers);
+  free(m);
+}
+
+// 0, or -1: no memory.
+EXPORT int bl_step(Model* m, const BatchDesc* batch) {
+  if (!batch->n_tokens) return 0;
+  if (!make_room(m, *batch)) return -1;
+  m->batch = *batch;
+  set_rows(&m->hidden, batch->n_tokens, m->ops->max_tile);
+  set_rows(&m->mixed, batch->n_tokens, m->ops->max_tile);
+  set_rows(&m->wide, batch->n_tokens, m->ops->max_tile);
+  set_rows(&m->last, batch->n_logits, m->ops->max_tile);
+  find_blocks(m);
+  pool_run(m->pool, m);
+  return 0;
+}

@@ -1,0 +1,36 @@
+// The C ABI: what library.py declares for ctypes. Plain ints, floats and pointers; arrays belong to the caller.
+#pragma once
+
+#include <stdint.h>
+
+#include "ops.h"
+#include "pool.h"
+
+struct LayerDesc {
+  Weight q, k, v, o, gate, up, down;
+  const float *attn_norm, *mlp_norm;
+  const float *post_attn_norm, *post_mlp_norm;  // null where the family has none, as are the next
+  const float *q_bias, *k_bias, *v_bias, *q_norm, *k_norm;
+  const float *cos, *sin;  // [positions][D / 2]
+  int32_t window, padding;
+};
+
+struct ModelDesc {
+  int32_t n_layers, hidden, n_heads, n_kv_heads, head_dim, intermediate, vocab, activation;
+  float norm_eps, embed_scale, attn_scale, attn_softcap, final_softcap;
+  int32_t page_size;
+  const LayerDesc* layers;
+  Weight embed, head;
+  const float* norm;
+  uint8_t* pool;  // [page][layer][key head][keys, values], see attention.inc
+};
+
+struct BatchDesc {  // kernels/spec.py's StepBatch
+  int32_t n_tokens, n_rows, n_logits, pages_wide;
+  const int32_t *tokens, *positions, *row_starts, *context_lens, *page_tables, *logit_rows;
+  const int64_t* slots;
+  const uint8_t* full_logits;
+  int32_t* best;
+  uint8_t* finite;
+  float* logits;  // [n_logits][vocab]; null if none is wanted
+};

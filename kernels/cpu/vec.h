@@ -1,0 +1,185 @@
+// Sixteen lanes at a time, on any machine: clang's vector types, and the few operations that need an instruction of their own.
+//
+// Everything lies in an unnamed namespace: each instruction set compiles this file for itself, and the linker must not take
+// one's inline function for another's.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+constexpr int LANES = 16;
+
+typedef float F32 __attribute__((vector_size(64)));
+typedef int32_t I32 __attribute__((vector_size(64)));
+typedef uint32_t U32 __attribute__((vector_size(64)));
+typedef uint8_t U8 __attribute__((vector_size(64)));
+typedef int16_t I16 __attribute__((vector_size(64)));
+typedef uint16_t Half __attribute__((vector_size(32)));  // 16 bfloat16 or float16, as their bits
+
+template <class T>
+inline T load(const void* from) {
+  T v;
+  memcpy(&v, from, sizeof v);
+  return v;
+}
+
+template <class T>
+inline void store(void* to, T v) {
+  memcpy(to, &v, sizeof v);
+}
+
+inline F32 splat(float x) { return F32{} + x; }
+inline I32 splat(int32_t x) { return I32{} + x; }
+
+inline F32 fma(F32 a, F32 b, F32 c) {
+#if defined(__FMA__) || defined(__aarch64__)
+  return __builtin_elementwise_fma(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+// A NaN in `x` stays one: it has to reach the logits, where it is found.
+inline F32 at_least(F32 x, float low) { return x < splat(low) ? splat(low) : x; }
+inline F32 at_most(F32 x, float high) { return x > splat(high) ? splat(high) : x; }
+inline F32 larger(F32 a, F32 b) { return a > b ? a : b; }
+inline F32 magnitude(F32 x) { return (F32)((U32)x & 0x7fffffffu); }
+
+template <class Join>
+inline float across(F32 v, Join join) {
+  for (int step = 8; step; step /= 2) {
+    F32 moved;
+    for (int i = 0; i < LANES; i++) moved[i] = v[i ^ step];
+    v = join(v, moved);
+  }
+  return v[0];
+}
+
+inline float sum(F32 v) {
+  return across(v, [](F32 a, F32 b) { return a + b; });
+}
+inline float largest(F32 v) {
+  return across(v, [](F32 a, F32 b) { return larger(a, b); });
+}
+
+inline bool any(I32 mask) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask);
+#else
+  return __builtin_reduce_or(mask);
+#endif
+}
+
+inline I32 nearest(F32 x) {  // to even
+#if defined(__AVX512F__)
+  return (I32)_mm512_cvtps_epi32((__m512)x);
+#else
+  return __builtin_convertvector(__builtin_elementwise_roundeven(x), I32);
+#endif
+}
+
+// ------------------------------------------------------------------------------------------------- half precision
+
+inline F32 from_bf16(Half bits) { return (F32)(__builtin_convertvector(bits, U32) << 16); }
+
+// Rounded to even; NaN stays NaN.
+inline Half to_bf16(F32 x) {
+#if defined(__AVX512BF16__)
+  return (Half)_mm512_cvtneps_pbh((__m512)x);
+#else
+  const U32 bits = (U32)x;
+  const U32 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const U32 broken = (bits >> 16) | 0x40u;
+  return __builtin_convertvector(x == x ? rounded : broken, Half);
+#endif
+}
+
+inline F32 from_f16(Half bits) {
+#if defined(__AVX512F__)
+  return (F32)_mm512_cvtph_ps((__m256i)bits);
+#else
+  // The exponent is moved by multiplying with 2^112, which also makes subnormal numbers right; infinity and NaN do not occur.
+  const U32 wide = __builtin_convertvector(bits, U32);
+  const F32 value = (F32)((wide & 0x7fffu) << 13) * splat(0x1p112f);
+  return (F32)((U32)value | ((wide & 0x8000u) << 16));
+#endif
+}
+
+// acc += a.low * b.low + a.high * b.high in each lane of 32 bits, which hold two bfloat16; `b` is the same in all lanes.
+inline F32 dot2(F32 acc, U32 a, uint32_t b) {
+#if defined(__AVX512BF16__)
+  return (F32)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)_mm512_set1_epi32((int)b));
+#else
+  float low, high;
+  const uint32_t low_bits = b << 16, high_bits = b & 0xffff0000u;
+  memcpy(&low, &low_bits, 4);
+  memcpy(&high, &high_bits, 4);
+  acc = fma((F32)(a << 16), splat(low), acc);
+  return fma((F32)(a & 0xffff0000u), splat(high), acc);
+#endif
+}
+
+// ------------------------------------------------------------------------------------------------- integer products
+
+// acc += sum over 4 bytes of w (unsigned) * a (signed; the same 4 bytes for all lanes), exactly. `SMALL`: no w is above 15.
+template <bool SMALL>
+inline I32 dot4(I32 acc, U8 w, int32_t a) {
+#if defined(__AVX512VNNI__)
+  return (I32)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, _mm512_set1_epi32(a));
+#elif defined(__AVX2__)
+  const __m256i four = _mm256_set1_epi32(a), ones = _mm256_set1_epi16(1), bytes = _mm256_set1_epi16(0xff);
+  __m256i halves[2], sums[2];
+  memcpy(halves, &w, sizeof w);
+  memcpy(sums, &acc, sizeof acc);
+  for (int i = 0; i < 2; i++) {
+    if constexpr (SMALL) {  // 2 * 15 * 127 fits 16 bits
+      sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(_mm256_maddubs_epi16(halves[i], four), ones));
+    } else {
+      const __m256i even = _mm256_madd_epi16(_mm256_and_si256(halves[i], bytes), _mm256_srai_epi16(_mm256_slli_epi16(four, 8), 8));
+      const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(halves[i], 8), _mm256_srai_epi16(four, 8));
+      sums[i] = _mm256_add_epi32(sums[i], _mm256_add_epi32(even, odd));
+    }
+  }
+  memcpy(&acc, sums, sizeof acc);
+  return acc;
+#else
+  const I32 whole = (I32)w;
+  for (int i = 0; i < 4; i++) acc += ((whole >> (8 * i)) & 0xff) * splat((int32_t)(int8_t)(a >> (8 * i)));
+  return acc;
+#endif
+}
+
+// ------------------------------------------------------------------------------------------------- functions
+
+// e^x within 2 units in the last place; 0 far below, infinity far above, NaN for NaN.
+inline F32 exponential(F32 x) {
+  const F32 bounded = at_most(at_least(x, -87.3f), 88.7f);
+  const F32 n = __builtin_elementwise_roundeven(bounded * splat(1.44269504f));
+  const F32 r = fma(n, splat(2.12194440e-4f), fma(n, splat(-0.693359375f), bounded));
+  F32 p = splat(1.9875691500e-4f);
+  p = fma(p, r, splat(1.3981999507e-3f));
+  p = fma(p, r, splat(8.3334519073e-3f));
+  p = fma(p, r, splat(4.1665795894e-2f));
+  p = fma(p, r, splat(1.6666665459e-1f));
+  p = fma(p, r, splat(5.0000001201e-1f));
+  p = fma(p, r * r, r + splat(1.0f));
+  // 2^n in two steps, for n = 128 has no float of its own. A NaN's n is any number; the product is NaN all the same.
+  const I32 whole = __builtin_convertvector(x == x ? n : F32{}, I32), half = whole >> 1;
+  const F32 scaled = p * (F32)((half + 127) << 23) * (F32)((whole - half + 127) << 23);
+  return x < splat(-87.3f) ? F32{} : scaled;
+}
+
+inline F32 hyperbolic_tangent(F32 x) {
+  const F32 bounded = at_most(at_least(x, -15.0f), 15.0f);
+  return splat(1.0f) - splat(2.0f) / (exponential(bounded + bounded) + splat(1.0f));
+}
+
+inline F32 softcapped(F32 x, float cap) { return cap > 0 ? splat(cap) * hyperbolic_tangent(x / splat(cap)) : x; }
+
+}  // namespace
