@@ -34,7 +34,7 @@ LINK = {
 BASELINE = {"x86_64": "x86_64_v2"}  # any other machine: the least that its architecture has
 VECTORS = "x86_64_v4+avx512vnni+avx512bf16-prefer_256_bit"
 ISA = {  # isa_<name>.cpp: the machine it is for, and the -mcpu that it is compiled with
-    "amx": ("x86_64", VECTORS + "+amx_tile+amx_int8"),
+    "amx": ("x86_64", VECTORS + "+amx_tile+amx_int8+amx_bf16"),
     "avx512": ("x86_64", VECTORS),
     "avx2": ("x86_64", "x86_64_v3"),
 }

@@ -38,7 +38,7 @@ Cpu look() {
   const bool ymm = (state & 6) == 6, zmm = (state & 0xe6) == 0xe6, tiles = (state & 0x60000) == 0x60000;
   found.avx2 = ymm && (basic & bit_FMA) && (basic & bit_F16C) && (b7 & bit_AVX2) && (b7 & bit_BMI2);
   const unsigned wanted = bit_AVX512F | bit_AVX512BW | bit_AVX512CD | bit_AVX512DQ | bit_AVX512VL;
-  const bool has_vnni = c7 & (1u << 11), has_tiles = (d7 & (1u << 24)) && (d7 & (1u << 25));
+  const bool has_vnni = c7 & (1u << 11), has_tiles = (d7 & (1u << 22)) && (d7 & (1u << 24)) && (d7 & (1u << 25));
   bool has_bf16 = false;
   if (a7 >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) has_bf16 = a & (1u << 5);
   found.avx512 = found.avx2 && zmm && (b7 & wanted) == wanted && has_vnni && has_bf16;

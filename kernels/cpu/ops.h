@@ -73,8 +73,8 @@ struct Ops {
   // Once in each thread before it uses the others.
   void (*enter)();
   void (*leave)();
-  // out[r * ld + 0..15] = panel `panel` of w times the rows r of tile `tile`
-  void (*gemm)(const Weight* w, int panel, const Act* a, int tile, float* out, int64_t ld);
+  // out[r * ld + 0..15] = panel `panel` of w times the rows of tiles first .. last
+  void (*gemm)(const Weight* w, int panel, const Act* a, int first, int last, float* out, int64_t ld);
   // `n` groups from `group` of row `row`, from floats
   void (*quantise)(const Act* a, int row, int group, int n, const float* from);
   void (*norm)(const NormArgs* n, const Act* out, int row);
@@ -92,5 +92,5 @@ struct Ops {
   int64_t round_operations;
 };
 
-// Floats of scratch that `attend` needs for q rows of a head: scores, sums, maxima, accumulators.
-constexpr int attend_scratch(int rows, int dim) { return rows * (dim + 2) + MAX_TILE * KEYS * 2 + 64; }
+// Floats of scratch that `attend` needs for so many query rows: accumulators, sums and maxima, and the queries in bfloat16.
+constexpr int attend_scratch(int rows, int dim) { return (rows + MAX_TILE) * (dim + 2 + dim / 2); }

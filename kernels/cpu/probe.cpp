@@ -27,7 +27,7 @@ void walk_linear(Job* job, uint32_t number, int) {
   const auto fill = [&](int r) { l->ops->quantise(&a, r, 0, a.cols / GROUP, l->from + (int64_t)r * a.cols); };
   const auto multiply = [&](int c) {
     for (int p = c * each; p < panels && p < (c + 1) * each; p++)
-      for (int t = 0; t < tiles; t++) l->ops->gemm(l->weight, p, &a, t, l->to + (int64_t)t * a.height * l->ld + p * PANEL, l->ld);
+      l->ops->gemm(l->weight, p, &a, 0, tiles, l->to + p * PANEL, l->ld);
   };
   if (walk_phase(&l->two[0], number, a.rows, fill, nothing)) walk_phase(&l->two[1], number, (panels + each - 1) / each, multiply, nothing);
 }

@@ -14,6 +14,7 @@ namespace {
 constexpr int FEW_ROWS = 3;         // normed by one thread
 constexpr int PREFILL_ROWS = 48;    // query rows of one key head that attention takes at once
 constexpr int HEAD_PANELS = 16;     // of the output head in a chunk
+constexpr int SPAN_ROWS = 64;       // multiplied before what comes next is done to them, while they are in the cache
 constexpr int CHUNKS = 8;           // a thread, at least, where the work can be cut so
 
 struct Block {  // neighbouring tokens of one row, for attention
@@ -80,7 +81,7 @@ void lay_out(Model* m, Cutter& from, int tokens, int rows) {
   cut_act(from, &m->hidden, tokens, d.hidden, layer.q.format == BF16);
   cut_act(from, &m->mixed, tokens, heads, layer.o.format == BF16);
   cut_act(from, &m->wide, tokens, d.intermediate, layer.down.format == BF16);
-  m->scratch_each = at_least(attend_scratch(at_least(group, PREFILL_ROWS), d.head_dim), MAX_TILE * at_least(d.head_dim, 4 * GROUP));
+  m->scratch_each = at_least(attend_scratch(at_least(group, PREFILL_ROWS), d.head_dim), (SPAN_ROWS + MAX_TILE) * at_least(d.head_dim, 2 * GROUP));
   m->scratch_each = (m->scratch_each + 63) & ~(int64_t)15;
   m->scratch = from.take<float>(m->scratch_each * pool_threads(m->pool));
   m->blocks = from.take<Block>(tokens + rows);
@@ -128,7 +129,6 @@ void set_rows(Act* a, int rows, int max_tile) {
 // ------------------------------------------------------------------------------------------------- chunks of work
 
 inline int tiles_of(const Act& a) { return ceil_of(a.rows, a.height); }
-inline int rows_in(const Act& a, int tile) { return at_most(a.height, a.rows - tile * a.height); }
 
 inline uint8_t* page_part(const Model* m, int64_t page, int layer, int head) {
   const ModelDesc& d = m->desc;
@@ -165,16 +165,17 @@ void write_value(uint16_t* part, int offset, const uint16_t* value, int dim) {
   for (int i = 0; i < dim; i++) pair[2 * i] = value[i];
 }
 
-// One head (of q, then k, then v) of one tile: product, bias, norm and rotation, and to where attention reads it.
-void project_head(Model* m, int l, int head, int tile, float* temp) {
+// One head (of q, then k, then v) of some tiles: product, bias, norm and rotation, and to where attention reads it.
+void project_head(Model* m, int l, int head, int tile, int last, float* temp) {
   const ModelDesc& d = m->desc;
   const LayerDesc& layer = m->layers[l];
-  const int dim = d.head_dim, token0 = tile * m->hidden.height, rows = rows_in(m->hidden, tile), panels = dim / PANEL;
+  const int dim = d.head_dim, panels = dim / PANEL;
+  const int token0 = tile * m->hidden.height, rows = at_most(m->hidden.rows, last * m->hidden.height) - token0;
   const bool is_q = head < d.n_heads, is_k = !is_q && head < d.n_heads + d.n_kv_heads;
   const int own = is_q ? head : is_k ? head - d.n_heads : head - d.n_heads - d.n_kv_heads;
   const Weight* w = is_q ? &layer.q : is_k ? &layer.k : &layer.v;
   const float* bias = is_q ? layer.q_bias : is_k ? layer.k_bias : layer.v_bias;
-  for (int p = 0; p < panels; p++) m->ops->gemm(w, own * panels + p, &m->hidden, tile, temp + PANEL * p, dim);
+  for (int p = 0; p < panels; p++) m->ops->gemm(w, own * panels + p, &m->hidden, tile, last, temp + PANEL * p, dim);
   const HeadArgs args = {bias ? bias + own * dim : nullptr,
                          is_q   ? layer.q_norm
                          : is_k ? layer.k_norm
@@ -224,23 +225,24 @@ void attend_block(Model* m, int l, const Block& block, int head, float* scratch)
 
 // Panels first .. last of `w`, for all rows, into branch.
 void project(Model* m, const Weight* w, const Act* a, int first, int last) {
-  for (int p = first; p < last; p++)
-    for (int tile = 0; tile < tiles_of(*a); tile++)
-      m->ops->gemm(w, p, a, tile, m->branch + (int64_t)tile * a->height * m->desc.hidden + p * PANEL, m->desc.hidden);
+  for (int p = first; p < last; p++) m->ops->gemm(w, p, a, 0, tiles_of(*a), m->branch + p * PANEL, m->desc.hidden);
 }
+
+inline int span_of(const Act& a) { return at_least(1, SPAN_ROWS / a.height); }  // tiles
 
 // 32 outputs of gate and of up, for all rows: the activation, quantised for `down`.
 void gate_and_up(Model* m, const LayerDesc& layer, int part, float* temp) {
   const Act& a = m->hidden;
-  float* up = temp + MAX_TILE * GROUP;
-  for (int tile = 0; tile < tiles_of(a); tile++) {
+  float* up = temp + SPAN_ROWS * GROUP;
+  const int tiles = tiles_of(a), span = span_of(a);
+  for (int tile = 0; tile < tiles; tile += span) {
+    const int last = at_most(tiles, tile + span), first_row = tile * a.height, rows = at_most(a.rows, last * a.height) - first_row;
     for (int p = 0; p < GROUP / PANEL; p++) {
-      m->ops->gemm(&layer.gate, part * 2 + p, &a, tile, temp + PANEL * p, GROUP);
-      m->ops->gemm(&layer.up, part * 2 + p, &a, tile, up + PANEL * p, GROUP);
+      m->ops->gemm(&layer.gate, part * 2 + p, &a, tile, last, temp + PANEL * p, GROUP);
+      m->ops->gemm(&layer.up, part * 2 + p, &a, tile, last, up + PANEL * p, GROUP);
     }
-    const int rows = rows_in(a, tile);
     m->ops->glu(temp, up, rows, GROUP, m->desc.activation);
-    for (int r = 0; r < rows; r++) m->ops->quantise(&m->wide, tile * a.height + r, part, 1, temp + r * GROUP);
+    for (int r = 0; r < rows; r++) m->ops->quantise(&m->wide, first_row + r, part, 1, temp + r * GROUP);
   }
 }
 
@@ -249,15 +251,16 @@ void head_chunk(Model* m, int chunk, float* temp) {
   const Act& a = m->last;
   Best* bests = m->bests + (int64_t)chunk * a.rows;
   for (int i = 0; i < a.rows; i++) bests[i] = {-__builtin_inff(), 0, 0};
-  const int last = at_most((chunk + 1) * HEAD_PANELS, ceil_of(d.vocab, PANEL));
-  for (int p = chunk * HEAD_PANELS; p < last; p++)
-    for (int tile = 0; tile < tiles_of(a); tile++) {
-      m->ops->gemm(&d.head, p, &a, tile, temp, PANEL);
+  const int last_panel = at_most((chunk + 1) * HEAD_PANELS, ceil_of(d.vocab, PANEL)), tiles = tiles_of(a), span = span_of(a);
+  for (int p = chunk * HEAD_PANELS; p < last_panel; p++)
+    for (int tile = 0; tile < tiles; tile += span) {
+      const int last = at_most(tiles, tile + span);
+      m->ops->gemm(&d.head, p, &a, tile, last, temp, PANEL);
       const int first = p * PANEL, n = at_most(PANEL, d.vocab - first);
-      for (int r = 0; r < rows_in(a, tile); r++) {
-        const int i = tile * a.height + r;
-        m->ops->best(temp + r * PANEL, n, first, d.final_softcap, &bests[i]);
-        if (m->batch.full_logits[i]) memcpy(m->batch.logits + (int64_t)i * d.vocab + first, temp + r * PANEL, 4 * n);
+      for (int i = tile * a.height; i < at_most(a.rows, last * a.height); i++) {
+        float* logits = temp + (i - tile * a.height) * PANEL;
+        m->ops->best(logits, n, first, d.final_softcap, &bests[i]);
+        if (m->batch.full_logits[i]) memcpy(m->batch.logits + (int64_t)i * d.vocab + first, logits, 4 * n);
       }
     }
 }
@@ -304,10 +307,10 @@ void walk(Job* job, uint32_t number, int thread) {
   for (int l = 0; l < d.n_layers && here; l++) {
     const LayerDesc& layer = m->layers[l];
     const int heads = d.n_heads + 2 * d.n_kv_heads, tiles = tiles_of(m->hidden);
-    const int cuts = at_most(tiles, ceil_of(CHUNKS * threads, heads)), each = ceil_of(tiles, cuts), parts = ceil_of(tiles, each);
-    run(heads * parts, [&](int c) {
-      const int first = c % parts * each;
-      for (int tile = first; tile < at_most(tiles, first + each); tile++) project_head(m, l, c / parts, tile, scratch);
+    const int span = span_of(m->hidden), spans = ceil_of(tiles, span);
+    run(heads * spans, [&](int c) {
+      const int first = c % spans * span;
+      project_head(m, l, c / spans, first, at_most(tiles, first + span), scratch);
     }, nothing);
     run(m->n_blocks * d.n_kv_heads, [&](int c) { attend_block(m, l, m->blocks[c / d.n_kv_heads], c % d.n_kv_heads, scratch); }, nothing);
     run_panels(d.hidden / PANEL, [&](int a, int b) { project(m, &layer.o, &m->mixed, a, b); },

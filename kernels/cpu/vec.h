@@ -15,6 +15,9 @@ namespace {
 
 constexpr int LANES = 16;
 
+// Before a loop over rows whose values must stay in registers.
+#define UNROLL _Pragma("clang loop unroll(full)")
+
 typedef float F32 __attribute__((vector_size(64)));
 typedef int32_t I32 __attribute__((vector_size(64)));
 typedef uint32_t U32 __attribute__((vector_size(64)));
@@ -34,8 +37,8 @@ inline void store(void* to, T v) {
   memcpy(to, &v, sizeof v);
 }
 
-inline F32 splat(float x) { return F32{} + x; }
-inline I32 splat(int32_t x) { return I32{} + x; }
+inline F32 splat(float x) { return F32{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
+inline I32 splat(int32_t x) { return I32{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
 
 inline F32 fma(F32 a, F32 b, F32 c) {
 #if defined(__FMA__) || defined(__aarch64__)
@@ -51,6 +54,10 @@ inline F32 at_most(F32 x, float high) { return x > splat(high) ? splat(high) : x
 inline F32 larger(F32 a, F32 b) { return a > b ? a : b; }
 inline F32 magnitude(F32 x) { return (F32)((U32)x & 0x7fffffffu); }
 
+#if defined(__AVX512F__)
+inline float sum(F32 v) { return _mm512_reduce_add_ps((__m512)v); }
+inline float largest(F32 v) { return _mm512_reduce_max_ps((__m512)v); }
+#else
 template <class Join>
 inline float across(F32 v, Join join) {
   for (int step = 8; step; step /= 2) {
@@ -66,6 +73,16 @@ inline float sum(F32 v) {
 }
 inline float largest(F32 v) {
   return across(v, [](F32 a, F32 b) { return larger(a, b); });
+}
+#endif
+
+inline void store_bytes(int8_t* to, I32 v) {  // what fits a byte
+#if defined(__AVX512F__)
+  _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8((__m512i)v));
+#else
+  typedef int8_t Bytes __attribute__((vector_size(16)));
+  store(to, __builtin_convertvector(v, Bytes));
+#endif
 }
 
 inline bool any(I32 mask) {
