@@ -1,6 +1,7 @@
 # make serve   install if need be, then serve on http://127.0.0.1:8787 (ARGS="--model ..." for more)
 # make test    run the tests (ARGS="-k name" for some of them)
 # make check   lint, format, types, layout
+# make native  compile the C++ again after a change
 # make bench   measure a running server (ARGS="--url ... --model ...")
 
 PYTHON ?= python3
@@ -30,17 +31,26 @@ bench: $(VENV)/.installed .dev/baseload
 clean:
 	rm -rf $(VENV) .dev build *.egg-info
 
-# torch first and by itself, so that no other package's wishes choose a larger build of it.
+# A CPU needs no torch. Where it is wanted it comes first and by itself, so that no other package's wishes choose a larger build.
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+GPU = $(shell command -v nvidia-smi)
+
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Baseload needs Python 3.11 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(if $(GPU),$(PIP) torch)
+	$(PIP) -e $(if $(GPU),'.[gpu]',.)
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) torch
+	$(PIP) -e '.[dev]'
 	touch $@
+
+# The native library, when its sources have changed: `make native`.
+.PHONY: native
+native: $(VENV)/.installed-dev .dev/baseload
+	$(BIN)/python -m baseload.kernels.cpu.compile
 
 # Pyright cannot see the package through an editable install; this link shows it to pyright.
 .dev/baseload:

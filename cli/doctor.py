@@ -53,9 +53,8 @@ def _python(config: Path | None) -> str:
 
 
 def _packages(config: Path | None) -> str:
-    """By their metadata: to import torch takes seconds."""
     try:
-        return ", ".join(f"{name} {version(name)}" for name in ("torch", "tokenizers", "fastapi", "sqlalchemy"))
+        return ", ".join(f"{name} {version(name)}" for name in ("numpy", "tokenizers", "fastapi", "sqlalchemy"))
     except PackageNotFoundError as error:
         raise RuntimeError(f"{error.name} is not installed") from error
 

@@ -1,6 +1,5 @@
 """`baseload serve`: the model at hand, and the HTTP server over it."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -29,10 +28,6 @@ def serve(
         "models.serve": tuple(model) if model else None,
         "router.air_gap": air_gap or None,
     }
-    # OpenMP's threads spin long after a parallel region, which beside another busy program costs seconds a step; sleeping at
-    # once costs a quiet machine half its speed. A short spin is between the two.
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     settings, _ = load(config, {key: value for key, value in given.items() if value is not None})
     check_bind(settings.server)  # before a pull, which can take minutes
     files = [(name_of(name), fetched(name, config, settings.router.air_gap)) for name in settings.models.serve]

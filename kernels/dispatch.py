@@ -1,39 +1,40 @@
-"""Device and dtype to implementation. Today every device runs the reference; what was chosen can be printed."""
+"""Which implementation runs a model's steps: the native step on a CPU, torch where that cannot. Imports neither."""
 
-from dataclasses import dataclass
-from types import ModuleType
+import importlib.util
+import os
+from typing import Literal
 
-import torch
+from .cpu.library import NativeUnavailable, library
+from .cpu.step import unsupported
+from .spec import DecoderSpec
 
-from . import reference
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True, slots=True)
-class Kernels:
-    """An implementation (a module with the operations of kernels/reference.py) and what it was chosen for."""
-
-    ops: ModuleType
-    device: torch.device
-    dtype: torch.dtype
-
-    def describe(self) -> str:
-        """One line for the start-up log."""
-        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
-        name = self.ops.__name__.rsplit(".", 1)[-1]
-        return f"kernels: {name} (torch {torch.__version__}), {self.device}, {self.dtype}{threads}"
+Implementation = Literal["native", "torch"]
 
 
-def choose(device: str, dtype: str) -> Kernels:
-    """The implementation for a device ("cpu", "cuda", "cuda:1") and a dtype ("float32", "bfloat16", "float16").
+def choose(spec: DecoderSpec, page_size: int, wanted: str = "auto") -> tuple[Implementation, str]:
+    """The implementation ("auto", "native" and "torch" may be wanted) for a model, and why it is not the native one ("" where it is).
 
-    Raises ValueError, in one line, for a dtype we do not know and a device that this machine does not have.
+    Raises NativeUnavailable, in one line, where the native step cannot run it and torch may not or is not there.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"unknown dtype {dtype!r}: one of {', '.join(DTYPES)}")
+    if wanted == "torch":
+        return "torch", "the settings ask for it"
+    reason = _missing(spec, page_size)
+    if not reason:
+        return "native", ""
+    if wanted == "native" or importlib.util.find_spec("torch") is None:
+        raise NativeUnavailable(reason)
+    return "torch", reason
+
+
+def _missing(spec: DecoderSpec, page_size: int) -> str:
     try:
-        found = torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device!r} is not available: {str(error).splitlines()[0]}") from error
-    return Kernels(reference, found, DTYPES[dtype])
+        library()
+    except NativeUnavailable as error:
+        return str(error)
+    reason = unsupported(spec, page_size)
+    return f"the native step does not run this model: {reason}" if reason else ""
+
+
+def n_threads(asked: int = 0) -> int:
+    """Threads for the native step: `asked`, or one for each core that this process may use."""
+    return asked or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

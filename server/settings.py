@@ -61,7 +61,8 @@ class ModelsSettings:
 class EngineSettings:
     """[engine]: batching and the KV cache."""
 
-    page_size: int = bounded(32, 1, 1024)  # tokens
+    kernels: str = one_of("auto", "auto", "native", "torch")  # auto: native, and torch for models that it does not run
+    page_size: int = bounded(32, 1, 1024)  # tokens; a multiple of 16 for the native kernels
     kv_memory_mb: int = bounded(1024, 1, 4_194_304)
     max_batch: int = bounded(64, 1, 4096)  # sequences in one step
     token_budget: int = bounded(512, 1, 1_048_576)  # tokens in one step

@@ -66,6 +66,7 @@ class NativeStep:
         self.isa = isa or native.instruction_sets()[0]
         self.pages = np.zeros((n_pages, page_bytes(spec, page_size)), np.uint8)  # memory that is never used is never touched
         self._kept: list[Any] = [weights]  # what the C side points to
+        self._logits = np.empty((0, spec.vocab), np.float32)
         ropes = _Ropes(spec, n_positions)
         self._kept.append(ropes)
         layers = (native.Layer * spec.n_layers)(*(self._layer(i, weights, ropes) for i in range(spec.n_layers)))
@@ -90,11 +91,13 @@ class NativeStep:
             raise native.NativeUnavailable(f"this machine does not run the instruction set {self.isa!r}")
 
     def run(self, batch: StepBatch) -> StepOutput:
-        """Write the batch's keys and values; the best token of each of `batch.logit_rows`, and logits where asked. Raises
-        MemoryError where there is none."""
+        """Write the batch's keys and values; the best token of each of `batch.logit_rows`, and logits where asked, which
+        hold until the next run. Raises MemoryError where there is none."""
         n = len(batch.logit_rows)
         best, finite = np.empty(n, np.int32), np.empty(n, np.bool_)
-        logits = np.empty((n, self.spec.vocab), np.float32)  # rows that nobody asked for are never touched
+        if n > len(self._logits):
+            self._logits = np.empty((n, self.spec.vocab), np.float32)  # rows that nobody asks for are never touched
+        logits = self._logits[:n]
         desc = native.Batch(
             len(batch.tokens),
             len(batch.context_lens),

@@ -39,6 +39,14 @@ class ModelRunner(Protocol):
         ...
 
 
+class DescribedRunner(ModelRunner, Protocol):
+    """A runner that can say what it runs on."""
+
+    def describe(self) -> str:
+        """One line for the start-up log."""
+        ...
+
+
 def page_bytes(spec: DecoderSpec, page_size: int, dtype: str = "float32") -> int:
-    """Memory of one page of `page_size` tokens over all layers, for choosing `n_pages` before a runner exists."""
+    """Memory of one page of `page_size` tokens over all layers on torch, for choosing `n_pages` before a runner exists."""
     return 2 * spec.n_layers * page_size * spec.n_kv_heads * spec.head_dim * ITEM_BYTES[dtype]

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ...kernels.dispatch import Kernels, choose
 from ...kernels.paged_attention import AttentionPlan, KvPool
 from ...kernels.reference import Rope
 from ...kernels.spec import DecoderSpec, LayerSpec, StepBatch
+from ...kernels.torch_kernels import Kernels, choose
 from .weights import Weights
 
 

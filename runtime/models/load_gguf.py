@@ -41,7 +41,7 @@ class GgufFile:
 
     def __init__(self, path: Path, data: mmap.mmap, metadata: dict[str, Any], tensors: dict[str, TensorInfo]) -> None:
         self.path, self.metadata, self.tensors = path, metadata, tensors
-        self._bytes = np.frombuffer(data, np.uint8)
+        self._data, self._bytes = data, np.frombuffer(data, np.uint8)
 
     def raw(self, name: str) -> NDArray[np.uint8]:
         """The tensor's bytes, [nbytes], a read-only view of the mapped file. Raises ModelFileError for an unknown name."""
@@ -49,6 +49,11 @@ class GgufFile:
         if info is None:
             raise ModelFileError(f"the file has no tensor {name[:80]!r}")
         return self._bytes[info.offset : info.offset + info.nbytes]
+
+    def release(self) -> None:
+        """Let the system take back the pages of the file that were read; they are read again when they are wanted."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._data.madvise(mmap.MADV_DONTNEED)
 
 
 def open_gguf(path: Path) -> GgufFile:

@@ -71,6 +71,9 @@ class SafetensorsWeights:
         """See Weights."""
         return bf16(self.tensor(name))
 
+    def release(self) -> None:
+        """See Weights. Nothing is kept."""
+
     def _theirs(self, name: str) -> str:
         if name not in self._names:
             raise ModelFileError(f"the weight {name!r} is missing")

@@ -21,6 +21,7 @@ def native_weights(weights: Weights, spec: DecoderSpec) -> NativeWeights:
         for names in (*TOGETHER, ("o",), ("down",)):
             found = _alike([weights.grouped(f"layers.{i}.{name}") for name in names])
             linears |= {f"layers.{i}.{name}": pack(weight) for name, weight in zip(names, found, strict=True)}
+        weights.release()
     for name in ("embed",) if spec.tied else ("embed", "head"):
         linears[name] = pack(weights.grouped(name))
     return NativeWeights(linears, vectors)

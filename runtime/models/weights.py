@@ -94,6 +94,10 @@ class GgufWeights:
             return found.rows(_rotate_half_order(np.arange(info.shape[0]), n_heads))
         return found
 
+    def release(self) -> None:
+        """See Weights."""
+        self._file.release()
+
     def _theirs(self, name: str) -> str:
         if name not in self._names:
             raise ModelFileError(f"the weight {name!r} is missing")
