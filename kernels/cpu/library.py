@@ -39,7 +39,7 @@ class Layer(ctypes.Structure):
         *((name, Weight) for name in LINEARS),
         *((name, c_void_p) for name in VECTORS),
         ("window", c_int32),
-        ("padding", c_int32),
+        ("fine", c_int32),
     )
 
 
@@ -49,7 +49,7 @@ class Model(ctypes.Structure):
     _fields_ = (
         *((n, c_int32) for n in ("n_layers", "hidden", "n_heads", "n_kv_heads", "head_dim", "intermediate", "vocab", "activation")),
         *((n, c_float) for n in ("norm_eps", "embed_scale", "attn_scale", "attn_softcap", "final_softcap")),
-        ("page_size", c_int32),
+        *((n, c_int32) for n in ("page_size", "fine_head", "padding")),
         ("layers", POINTER(Layer)),
         ("embed", Weight),
         ("head", Weight),
@@ -76,7 +76,7 @@ SIGNATURES = {
     "bl_model_create": (c_void_p, [POINTER(Model), c_void_p, c_char_p]),
     "bl_model_free": (None, [c_void_p]),
     "bl_step": (c_int, [c_void_p, POINTER(Batch)]),
-    "bl_linear": (c_int, [c_void_p, c_char_p, POINTER(Weight), c_void_p, c_int, c_void_p]),
+    "bl_linear": (c_int, [c_void_p, c_char_p, POINTER(Weight), c_void_p, c_int, c_int, c_void_p]),
     "bl_read_bytes": (c_int64, [c_void_p, c_void_p, c_int64]),
     "bl_int8_products": (c_int64, [c_void_p, c_char_p, c_int64]),
 }

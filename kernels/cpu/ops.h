@@ -22,14 +22,21 @@ struct Weight {
   int32_t format, rows, cols, padding;
 };
 
-// Activations on their way into a linear: M rows in tiles of `height` (the last may be lower), each [group][row][32].
-// int8 with a scale for each 32, or bfloat16 (`wide`). Beside each scale s: minus the sum of its 32 integers, and s times that sum.
+// Activations on their way into a linear: M rows in tiles of `height` (the last may be lower), in groups of 32 inputs.
+//   COARSE  [group][row][32] int8; an integer a stands for scale * (a - zero)
+//   FINE    [group][2][row][32] int8: the high, then the low bytes of 16-bit integers; a stands for scale * a
+//   WIDE    [group][row][32] bfloat16, nothing else
+// Scale and zero are those of 32 inputs of one row. Beside them lie minus the sum of the 32 (a - zero), and scale times that sum.
+enum Precision : int32_t { COARSE = 0, FINE = 1, WIDE = 2 };
+
 struct Act {
   void* values;
   float* scale;
+  int32_t* minus_zero;
   int32_t* negative;
   float* total;
-  int32_t rows, cols, height, wide;
+  int32_t rows, cols, height;
+  Precision precision;
 };
 
 struct NormArgs {

@@ -35,7 +35,7 @@ void walk_linear(Job* job, uint32_t number, int) {
 }  // namespace
 
 // from [rows][cols] times the weight: to [rows][weight's rows, filled up to a multiple of 16]. 0, or -1: no memory or no such set.
-EXPORT int bl_linear(Pool* pool, const char* isa, const Weight* weight, const float* from, int rows, float* to) {
+EXPORT int bl_linear(Pool* pool, const char* isa, const Weight* weight, const float* from, int rows, int fine, float* to) {
   const Ops* ops = find_ops(isa);
   void* memory = nullptr;
   if (!ops || rows < 1 || posix_memalign(&memory, 64, sizeof(Linear))) return -1;
@@ -44,10 +44,12 @@ EXPORT int bl_linear(Pool* pool, const char* isa, const Weight* weight, const fl
   const int tiles = (rows + ops->max_tile - 1) / ops->max_tile;
   l->walk = walk_linear, l->phases = l->two, l->n_phases = 2, l->ops = ops;
   l->weight = weight, l->from = from, l->to = to, l->ld = (weight->rows + PANEL - 1) / PANEL * PANEL;
-  l->act = {calloc(padded, cols * 2), nullptr, nullptr, nullptr, rows, weight->cols, (rows + tiles - 1) / tiles, weight->format == BF16};
-  l->act.scale = (float*)calloc(padded * cols / GROUP, 3 * sizeof(float));
+  l->act = {calloc(padded, cols * 2), nullptr, nullptr, nullptr, nullptr, rows, weight->cols, (rows + tiles - 1) / tiles,
+            weight->format == BF16 ? WIDE : fine ? FINE : COARSE};
+  l->act.scale = (float*)calloc(padded * cols / GROUP, 4 * sizeof(float));
   l->act.negative = (int32_t*)l->act.scale + padded * cols / GROUP;
   l->act.total = l->act.scale + 2 * (padded * cols / GROUP);
+  l->act.minus_zero = (int32_t*)l->act.scale + 3 * (padded * cols / GROUP);
   const bool made = l->act.values && l->act.scale;
   if (made) pool_run(pool, l);
   pool_forget(pool, l);

@@ -40,7 +40,8 @@ struct Model : Job {
   uint16_t* q;
   float* scratch;  // of each thread
   int64_t scratch_each;
-  Act hidden, mixed, wide, last;
+  // Each in all three precisions, over the same memory; what a layer's weights take says which is used.
+  Act hidden[3], mixed[3], wide[3], last[3];
   Best* bests;
   Block* blocks;
   int n_blocks, head_chunks;
@@ -60,27 +61,29 @@ struct Cutter {  // cuts one allocation into aligned parts; without memory, it c
   }
 };
 
-void cut_act(Cutter& from, Act* a, int rows, int cols, bool is_wide) {
+void cut_act(Cutter& from, Act three[3], int rows, int cols) {
   // MAX_TILE rows more: a kernel that always takes so many may read, though not use, what follows the last.
   const int64_t padded = rows + MAX_TILE;
+  Act* a = three;
   a->cols = cols;
-  a->wide = is_wide;
-  a->values = from.take<char>(padded * cols * (is_wide ? 2 : 1));
+  a->values = from.take<char>(padded * cols * 2);
   a->scale = from.take<float>(padded * (cols / GROUP));
+  a->minus_zero = from.take<int32_t>(padded * (cols / GROUP));
   a->negative = from.take<int32_t>(padded * (cols / GROUP));
   a->total = from.take<float>(padded * (cols / GROUP));
+  three[1] = three[2] = *a;
+  three[COARSE].precision = COARSE, three[FINE].precision = FINE, three[WIDE].precision = WIDE;
 }
 
 void lay_out(Model* m, Cutter& from, int tokens, int rows) {
   const ModelDesc& d = m->desc;
   const int heads = d.n_heads * d.head_dim, group = d.n_heads / d.n_kv_heads;
-  const LayerDesc& layer = m->layers[0];
   m->x = from.take<float>((int64_t)tokens * d.hidden);
   m->branch = from.take<float>((int64_t)tokens * d.hidden);
   m->q = from.take<uint16_t>((int64_t)tokens * heads);
-  cut_act(from, &m->hidden, tokens, d.hidden, layer.q.format == BF16);
-  cut_act(from, &m->mixed, tokens, heads, layer.o.format == BF16);
-  cut_act(from, &m->wide, tokens, d.intermediate, layer.down.format == BF16);
+  cut_act(from, m->hidden, tokens, d.hidden);
+  cut_act(from, m->mixed, tokens, heads);
+  cut_act(from, m->wide, tokens, d.intermediate);
   m->scratch_each = at_least(attend_scratch(at_least(group, PREFILL_ROWS), d.head_dim), (SPAN_ROWS + MAX_TILE) * at_least(d.head_dim, 2 * GROUP));
   m->scratch_each = (m->scratch_each + 63) & ~(int64_t)15;
   m->scratch = from.take<float>(m->scratch_each * pool_threads(m->pool));
@@ -88,7 +91,7 @@ void lay_out(Model* m, Cutter& from, int tokens, int rows) {
 }
 
 void lay_out_head(Model* m, Cutter& from, int logits) {
-  cut_act(from, &m->last, logits, m->desc.hidden, m->desc.head.format == BF16);
+  cut_act(from, m->last, logits, m->desc.hidden);
   m->bests = from.take<Best>((int64_t)m->head_chunks * logits);
 }
 
@@ -121,10 +124,19 @@ bool make_room(Model* m, const BatchDesc& b) {
 }
 
 // Rows shared out evenly among as few tiles as can hold them.
-void set_rows(Act* a, int rows, int max_tile) {
-  a->rows = rows;
-  a->height = rows ? ceil_of(rows, ceil_of(rows, max_tile)) : 1;
+void set_rows(Act three[3], int rows, int max_tile) {
+  for (int i = 0; i < 3; i++) {
+    three[i].rows = rows;
+    three[i].height = rows ? ceil_of(rows, ceil_of(rows, max_tile)) : 1;
+  }
 }
+
+inline Precision precision_of(const Weight& w, bool fine) { return w.format == BF16 ? WIDE : fine ? FINE : COARSE; }
+inline const Act& into_qkv(const Model* m, int l) { return m->hidden[precision_of(m->layers[l].q, m->layers[l].fine & 1)]; }
+inline const Act& into_o(const Model* m, int l) { return m->mixed[precision_of(m->layers[l].o, m->layers[l].fine & 2)]; }
+inline const Act& into_mlp(const Model* m, int l) { return m->hidden[precision_of(m->layers[l].gate, m->layers[l].fine & 4)]; }
+inline const Act& into_down(const Model* m, int l) { return m->wide[precision_of(m->layers[l].down, m->layers[l].fine & 8)]; }
+inline const Act& into_head(const Model* m) { return m->last[precision_of(m->desc.head, m->desc.fine_head)]; }
 
 // ------------------------------------------------------------------------------------------------- chunks of work
 
@@ -147,11 +159,19 @@ void embed_token(Model* m, int t) {
     for (int h = 0; h < d.n_kv_heads; h++) memset(page_part(m, page, l, h) + values, 0, values);
 }
 
-void norm_row(const Model* m, int t, const float* post, const float* weight, bool first) {
+void norm_row(const Model* m, const Act& into, int t, const float* post, const float* weight, bool first) {
   const ModelDesc& d = m->desc;
   const int64_t at = (int64_t)t * d.hidden;
   const NormArgs args = {m->x + at, first ? nullptr : m->branch + at, post, weight, d.norm_eps, d.hidden};
-  m->ops->norm(&args, &m->hidden, t);
+  m->ops->norm(&args, &into, t);
+}
+
+// The final norm, of the rows whose logits are wanted.
+void norm_last(const Model* m, const LayerDesc& layer, int i) {
+  const ModelDesc& d = m->desc;
+  const int64_t at = (int64_t)m->batch.logit_rows[i] * d.hidden;
+  const NormArgs args = {m->x + at, m->branch + at, layer.post_mlp_norm, d.norm, d.norm_eps, d.hidden};
+  m->ops->norm(&args, &into_head(m), i);
 }
 
 // Keys into [16 keys][2 dims] blocks, values into [2 keys] pairs: see attention.inc.
@@ -169,13 +189,14 @@ void write_value(uint16_t* part, int offset, const uint16_t* value, int dim) {
 void project_head(Model* m, int l, int head, int tile, int last, float* temp) {
   const ModelDesc& d = m->desc;
   const LayerDesc& layer = m->layers[l];
+  const Act& a = into_qkv(m, l);
   const int dim = d.head_dim, panels = dim / PANEL;
-  const int token0 = tile * m->hidden.height, rows = at_most(m->hidden.rows, last * m->hidden.height) - token0;
+  const int token0 = tile * a.height, rows = at_most(a.rows, last * a.height) - token0;
   const bool is_q = head < d.n_heads, is_k = !is_q && head < d.n_heads + d.n_kv_heads;
   const int own = is_q ? head : is_k ? head - d.n_heads : head - d.n_heads - d.n_kv_heads;
   const Weight* w = is_q ? &layer.q : is_k ? &layer.k : &layer.v;
   const float* bias = is_q ? layer.q_bias : is_k ? layer.k_bias : layer.v_bias;
-  for (int p = 0; p < panels; p++) m->ops->gemm(w, own * panels + p, &m->hidden, tile, last, temp + PANEL * p, dim);
+  for (int p = 0; p < panels; p++) m->ops->gemm(w, own * panels + p, &a, tile, last, temp + PANEL * p, dim);
   const HeadArgs args = {bias ? bias + own * dim : nullptr,
                          is_q   ? layer.q_norm
                          : is_k ? layer.k_norm
@@ -220,7 +241,7 @@ void attend_block(Model* m, int l, const Block& block, int head, float* scratch)
                            m->layers[l].window,
                            d.attn_scale,
                            d.attn_softcap};
-  m->ops->attend(&args, &m->mixed, scratch);
+  m->ops->attend(&args, &into_o(m, l), scratch);
 }
 
 // Panels first .. last of `w`, for all rows, into branch.
@@ -231,8 +252,9 @@ void project(Model* m, const Weight* w, const Act* a, int first, int last) {
 inline int span_of(const Act& a) { return at_least(1, SPAN_ROWS / a.height); }  // tiles
 
 // 32 outputs of gate and of up, for all rows: the activation, quantised for `down`.
-void gate_and_up(Model* m, const LayerDesc& layer, int part, float* temp) {
-  const Act& a = m->hidden;
+void gate_and_up(Model* m, int l, int part, float* temp) {
+  const LayerDesc& layer = m->layers[l];
+  const Act &a = into_mlp(m, l), &to = into_down(m, l);
   float* up = temp + SPAN_ROWS * GROUP;
   const int tiles = tiles_of(a), span = span_of(a);
   for (int tile = 0; tile < tiles; tile += span) {
@@ -242,13 +264,13 @@ void gate_and_up(Model* m, const LayerDesc& layer, int part, float* temp) {
       m->ops->gemm(&layer.up, part * 2 + p, &a, tile, last, up + PANEL * p, GROUP);
     }
     m->ops->glu(temp, up, rows, GROUP, m->desc.activation);
-    for (int r = 0; r < rows; r++) m->ops->quantise(&m->wide, first_row + r, part, 1, temp + r * GROUP);
+    for (int r = 0; r < rows; r++) m->ops->quantise(&to, first_row + r, part, 1, temp + r * GROUP);
   }
 }
 
 void head_chunk(Model* m, int chunk, float* temp) {
   const ModelDesc& d = m->desc;
-  const Act& a = m->last;
+  const Act& a = into_head(m);
   Best* bests = m->bests + (int64_t)chunk * a.rows;
   for (int i = 0; i < a.rows; i++) bests[i] = {-__builtin_inff(), 0, 0};
   const int last_panel = at_most((chunk + 1) * HEAD_PANELS, ceil_of(d.vocab, PANEL)), tiles = tiles_of(a), span = span_of(a);
@@ -266,10 +288,11 @@ void head_chunk(Model* m, int chunk, float* temp) {
 }
 
 void choose_best(Model* m) {
-  for (int i = 0; i < m->last.rows; i++) {
+  const int rows = m->batch.n_logits;
+  for (int i = 0; i < rows; i++) {
     Best best = m->bests[i];
     for (int c = 1; c < m->head_chunks; c++) {
-      const Best& other = m->bests[(int64_t)c * m->last.rows + i];
+      const Best& other = m->bests[(int64_t)c * rows + i];
       best.broken |= other.broken;
       if (other.value > best.value) best.value = other.value, best.index = other.index;
     }
@@ -281,6 +304,7 @@ void choose_best(Model* m) {
 // ------------------------------------------------------------------------------------------------- the step
 
 void nothing() {}
+void nothing_of(int) {}
 
 void walk(Job* job, uint32_t number, int thread) {
   Model* m = (Model*)job;
@@ -303,30 +327,28 @@ void walk(Job* job, uint32_t number, int thread) {
     run_rows(ceil_of(panels, each), [&](int c) { chunk(c * each, at_most(panels, (c + 1) * each)); }, row);
   };
 
-  run_rows(tokens, [&](int t) { embed_token(m, t); }, [&](int t) { norm_row(m, t, nullptr, m->layers[0].attn_norm, true); });
+  run_rows(tokens, [&](int t) { embed_token(m, t); },
+           [&](int t) { norm_row(m, into_qkv(m, 0), t, nullptr, m->layers[0].attn_norm, true); });
   for (int l = 0; l < d.n_layers && here; l++) {
     const LayerDesc& layer = m->layers[l];
-    const int heads = d.n_heads + 2 * d.n_kv_heads, tiles = tiles_of(m->hidden);
-    const int span = span_of(m->hidden), spans = ceil_of(tiles, span);
+    const Act& a = into_qkv(m, l);
+    const int heads = d.n_heads + 2 * d.n_kv_heads, tiles = tiles_of(a), span = span_of(a), spans = ceil_of(tiles, span);
     run(heads * spans, [&](int c) {
       const int first = c % spans * span;
       project_head(m, l, c / spans, first, at_most(tiles, first + span), scratch);
     }, nothing);
     run(m->n_blocks * d.n_kv_heads, [&](int c) { attend_block(m, l, m->blocks[c / d.n_kv_heads], c % d.n_kv_heads, scratch); }, nothing);
-    run_panels(d.hidden / PANEL, [&](int a, int b) { project(m, &layer.o, &m->mixed, a, b); },
-               [&](int t) { norm_row(m, t, layer.post_attn_norm, layer.mlp_norm, false); });
-    run(d.intermediate / GROUP, [&](int part) { gate_and_up(m, layer, part, scratch); }, nothing);
-    const float* next = l + 1 < d.n_layers ? m->layers[l + 1].attn_norm : d.norm;
-    if (l + 1 == d.n_layers && !m->batch.n_logits) next = layer.attn_norm;
-    run_panels(d.hidden / PANEL, [&](int a, int b) { project(m, &layer.down, &m->wide, a, b); }, [&](int t) {
-      if (l + 1 < d.n_layers) return norm_row(m, t, layer.post_mlp_norm, next, false);
-      for (int i = 0; i < m->batch.n_logits; i++) {
-        if (m->batch.logit_rows[i] != t) continue;
-        const int64_t at = (int64_t)t * d.hidden;
-        const NormArgs args = {m->x + at, m->branch + at, layer.post_mlp_norm, next, d.norm_eps, d.hidden};
-        m->ops->norm(&args, &m->last, i);
-      }
-    });
+    run_panels(d.hidden / PANEL, [&](int a, int b) { project(m, &layer.o, &into_o(m, l), a, b); },
+               [&](int t) { norm_row(m, into_mlp(m, l), t, layer.post_attn_norm, layer.mlp_norm, false); });
+    run(d.intermediate / GROUP, [&](int part) { gate_and_up(m, l, part, scratch); }, nothing);
+    const auto down = [&](int a, int b) { project(m, &layer.down, &into_down(m, l), a, b); };
+    if (l + 1 < d.n_layers) {
+      const float* next = m->layers[l + 1].attn_norm;
+      run_panels(d.hidden / PANEL, down, [&](int t) { norm_row(m, into_qkv(m, l + 1), t, layer.post_mlp_norm, next, false); });
+    } else if (m->batch.n_logits) {
+      run_panels(d.hidden / PANEL, down, nothing_of);
+      run(m->batch.n_logits, [&](int i) { norm_last(m, layer, i); }, nothing);
+    }
   }
   if (m->batch.n_logits) run(m->head_chunks, [&](int c) { head_chunk(m, c, scratch); }, [&] { choose_best(m); });
 }
@@ -393,10 +415,10 @@ EXPORT int bl_step(Model* m, const BatchDesc* batch) {
   if (!batch->n_tokens) return 0;
   if (!make_room(m, *batch)) return -1;
   m->batch = *batch;
-  set_rows(&m->hidden, batch->n_tokens, m->ops->max_tile);
-  set_rows(&m->mixed, batch->n_tokens, m->ops->max_tile);
-  set_rows(&m->wide, batch->n_tokens, m->ops->max_tile);
-  set_rows(&m->last, batch->n_logits, m->ops->max_tile);
+  set_rows(m->hidden, batch->n_tokens, m->ops->max_tile);
+  set_rows(m->mixed, batch->n_tokens, m->ops->max_tile);
+  set_rows(m->wide, batch->n_tokens, m->ops->max_tile);
+  set_rows(m->last, batch->n_logits, m->ops->max_tile);
   find_blocks(m);
   pool_run(m->pool, m);
   return 0;

@@ -12,13 +12,14 @@ struct LayerDesc {
   const float *post_attn_norm, *post_mlp_norm;  // null where the family has none, as are the next
   const float *q_bias, *k_bias, *v_bias, *q_norm, *k_norm;
   const float *cos, *sin;  // [positions][D / 2]
-  int32_t window, padding;
+  int32_t window;
+  int32_t fine;  // whose inputs are FINE activations: bit 0 q, k and v; 1 o; 2 gate and up; 3 down
 };
 
 struct ModelDesc {
   int32_t n_layers, hidden, n_heads, n_kv_heads, head_dim, intermediate, vocab, activation;
   float norm_eps, embed_scale, attn_scale, attn_softcap, final_softcap;
-  int32_t page_size;
+  int32_t page_size, fine_head, padding;
   const LayerDesc* layers;
   Weight embed, head;
   const float* norm;

@@ -17,6 +17,7 @@ constexpr int LANES = 16;
 
 // Before a loop over rows whose values must stay in registers.
 #define UNROLL _Pragma("clang loop unroll(full)")
+#define INLINE inline __attribute__((always_inline))  // and what they call
 
 typedef float F32 __attribute__((vector_size(64)));
 typedef int32_t I32 __attribute__((vector_size(64)));
@@ -169,6 +170,15 @@ inline I32 dot4(I32 acc, U8 w, int32_t a) {
   const I32 whole = (I32)w;
   for (int i = 0; i < 4; i++) acc += ((whole >> (8 * i)) & 0xff) * splat((int32_t)(int8_t)(a >> (8 * i)));
   return acc;
+#endif
+}
+
+// acc += a * b, where both fit 16 bits and a is not negative
+inline I32 multiply_short(I32 acc, I32 a, int32_t b) {
+#if defined(__AVX512VNNI__)
+  return (I32)_mm512_dpwssd_epi32((__m512i)acc, (__m512i)a, _mm512_set1_epi32(b));
+#else
+  return acc + a * splat(b);
 #endif
 }
 
