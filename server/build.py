@@ -12,8 +12,8 @@ from ..router import Policy, Router
 from ..router.suppliers.profile import SupplierProfile, load_profiles
 from ..router.suppliers.resilience import Resilient
 from ..runtime.engine import Engine, EngineConfig
-from ..runtime.local_backend import LocalBackend
 from ..runtime.loading import Loader, LoadOptions
+from ..runtime.local_backend import LocalBackend
 from ..runtime.store import default_root
 from ..wire.client import HttpBackend
 from ..wire.egress import Egress, EgressRecord
@@ -80,6 +80,7 @@ def load_options(settings: EngineSettings) -> LoadOptions:
         page_size=settings.page_size,
         max_batch=settings.max_batch,
         token_budget=settings.token_budget,
+        max_guess=settings.max_guess,
         max_queue=settings.max_queue,
         watchdog_s=settings.watchdog_s,
     )

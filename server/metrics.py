@@ -37,6 +37,8 @@ _COUNTERS: tuple[tuple[str, str, Callable[[Any], float]], ...] = (
     ("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", lambda s: s.prefix_query_tokens),
     ("vllm:prefix_cache_hits", "Prompt tokens found there.", lambda s: s.prefix_hit_tokens),
     ("vllm:num_preemptions", "Sequences pushed out of the batch, to run again later.", lambda s: s.preemptions),
+    ("vllm:spec_decode_num_draft_tokens", "Tokens guessed ahead.", lambda s: s.guessed_tokens),
+    ("vllm:spec_decode_num_accepted_tokens", "Guessed tokens that were right.", lambda s: s.kept_tokens),
     ("baseload_engine_steps", "Engine steps.", lambda s: s.steps),
 )
 

@@ -29,7 +29,19 @@ class Weight(ctypes.Structure):
 
 
 LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
-VECTORS = ("attn_norm", "mlp_norm", "post_attn_norm", "post_mlp_norm", "q_bias", "k_bias", "v_bias", "q_norm", "k_norm", "cos", "sin")
+VECTORS = (
+    "attn_norm",
+    "mlp_norm",
+    "post_attn_norm",
+    "post_mlp_norm",
+    "q_bias",
+    "k_bias",
+    "v_bias",
+    "q_norm",
+    "k_norm",
+    "cos",
+    "sin",
+)
 
 
 class Layer(ctypes.Structure):
@@ -47,7 +59,10 @@ class Model(ctypes.Structure):
     """step.h's ModelDesc."""
 
     _fields_ = (
-        *((n, c_int32) for n in ("n_layers", "hidden", "n_heads", "n_kv_heads", "head_dim", "intermediate", "vocab", "activation")),
+        *(
+            (n, c_int32)
+            for n in ("n_layers", "hidden", "n_heads", "n_kv_heads", "head_dim", "intermediate", "vocab", "activation")
+        ),
         *((n, c_float) for n in ("norm_eps", "embed_scale", "attn_scale", "attn_softcap", "final_softcap")),
         *((n, c_int32) for n in ("page_size", "fine_head", "padding")),
         ("layers", POINTER(Layer)),

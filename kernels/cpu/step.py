@@ -70,7 +70,14 @@ class NativeStep:
     """
 
     def __init__(
-        self, spec: DecoderSpec, weights: NativeWeights, n_pages: int, page_size: int, n_positions: int, pool: native.Pool, isa: str = ""
+        self,
+        spec: DecoderSpec,
+        weights: NativeWeights,
+        n_pages: int,
+        page_size: int,
+        n_positions: int,
+        pool: native.Pool,
+        isa: str = "",
     ) -> None:
         if (reason := unsupported(spec, page_size)) is not None:
             raise native.NativeUnavailable(f"the native step does not run this model: {reason}")

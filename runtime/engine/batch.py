@@ -3,18 +3,19 @@
 import numpy as np
 
 from ...kernels.spec import StepBatch
+from .request import Sequence
 from .scheduler import Plan
 
 
 def build_batch(plan: Plan, page_size: int) -> StepBatch:
     """Lay the plan's tokens end to end, one row for each sequence in the plan's order.
 
-    Logits are wanted of the last token of each row that has then caught up: that one can be sampled.
+    Logits are wanted of the last token of each row that has then caught up, for that one can be sampled, and of each token
+    guessed after it.
     """
     n_rows = len(plan)
-    lengths = np.fromiter((n for _, n in plan), np.int32, n_rows)
+    lengths = np.fromiter((n + len(s.guessed) for s, n in plan), np.int32, n_rows)
     first = np.fromiter((s.computed for s, _ in plan), np.int32, n_rows)
-    totals = np.fromiter((len(s.tokens) for s, _ in plan), np.int32, n_rows)
     starts = np.zeros(n_rows + 1, np.int32)
     np.cumsum(lengths, out=starts[1:])
     positions = np.arange(starts[-1], dtype=np.int32) + np.repeat(first - starts[:-1], lengths)
@@ -22,8 +23,11 @@ def build_batch(plan: Plan, page_size: int) -> StepBatch:
     for row, (sequence, _) in enumerate(plan):
         tables[row, : len(sequence.pages)] = sequence.pages
     pages = tables[np.repeat(np.arange(n_rows), lengths), positions // page_size].astype(np.int64)
-    tokens = [token for s, n in plan for token in s.tokens[s.computed : s.computed + n]]
-    caught_up = first + lengths == totals
+    tokens = [token for s, n in plan for token in (*s.tokens[s.computed : s.computed + n], *s.guessed)]
+    # A row of a chunk wants nothing; one that catches up, its last token and its guesses.
+    wanted = np.fromiter((n_logits(s, n) for s, n in plan), np.int32, n_rows)
+    ends = np.cumsum(wanted)
+    logit_rows = np.arange(ends[-1], dtype=np.int32) + np.repeat(starts[1:] - ends.astype(np.int32), wanted)
     return StepBatch(
         tokens=np.array(tokens, np.int32),
         positions=positions,
@@ -31,7 +35,12 @@ def build_batch(plan: Plan, page_size: int) -> StepBatch:
         row_starts=starts,
         context_lens=first + lengths,
         page_tables=tables,
-        logit_rows=starts[1:][caught_up] - 1,
-        full_logits=np.array([s.wants_logits for (s, _), sampled in zip(plan, caught_up, strict=True) if sampled], np.bool_),
+        logit_rows=logit_rows,
+        full_logits=np.repeat(np.fromiter((s.wants_logits for s, _ in plan), np.bool_, n_rows), wanted),
         page_size=page_size,
     )
+
+
+def n_logits(sequence: Sequence, n: int) -> int:
+    """Rows of logits that a sequence gets from a step that computes `n` of its tokens."""
+    return 1 + len(sequence.guessed) if n == sequence.missing else 0

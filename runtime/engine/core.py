@@ -2,19 +2,19 @@
 
 import logging
 import secrets
-from collections.abc import Iterable
 from typing import Protocol
 
 from ...kernels.spec import StepBatch, StepOutput
 from ...wire.chat import Failure, TokenLogprob
 from ...wire.errors import BadRequest, ContextLengthExceeded
-from .batch import build_batch
+from .batch import build_batch, n_logits
 from .config import EngineConfig
 from .detokenize import Detokenizer, TokenBytes
 from .kv_cache import KvCache
-from .request import GenerationRequest, Sequence, TokenOutput
+from .request import GenerationRequest, Sequence, TokenOutput, joined
 from .sampler import Sampled, sample
 from .scheduler import Scheduler
+from .speculative import observe
 
 log = logging.getLogger("baseload.engine")
 
@@ -64,6 +64,7 @@ class EngineCore:
         self._sequences: dict[str, Sequence] = {}
         self._aborted: list[Sequence] = []
         self.steps = self.prompt_tokens = self.prefix_hit_tokens = self.generation_tokens = 0
+        self.guessed_tokens = self.kept_tokens = 0
 
     @property
     def longest(self) -> int:
@@ -125,10 +126,14 @@ class EngineCore:
         except Exception:
             log.exception("a step of the model failed; its %d requests end", len(plan))
             return outputs + [self._fail(sequence, BROKEN) for sequence, _ in plan]
+        row = 0
         for sequence, n in plan:
-            self.cache.advance(sequence, n)
-        ready = [sequence for sequence, _ in plan if not sequence.missing]
-        return outputs + [self._emit(sequence, chosen) for sequence, chosen in self._sample(result, ready)]
+            if n_logits(sequence, n):
+                outputs.append(self._emit(sequence, result, row))
+                row += 1 + len(sequence.guessed)
+            else:
+                self.cache.advance(sequence, n)
+        return outputs
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless every page has one owner and every live sequence one place."""
@@ -143,21 +148,25 @@ class EngineCore:
         marked, self._aborted = self._aborted, []
         return [self._fail(sequence, sequence.aborted or CANCELLED, trusted=True) for sequence in marked]
 
-    def _sample(self, result: StepOutput, ready: list[Sequence]) -> Iterable[tuple[Sequence, Sampled | Exception]]:
+    def _emit(self, sequence: Sequence, result: StepOutput, row: int) -> tuple[str, TokenOutput]:
+        """Sample from `row` on: the token that is due, and one more for each guess that it proves right."""
+        known, guessed, outputs = len(sequence.tokens), sequence.guessed, []
         try:
-            chosen = sample(result, ready, self._end_ids) if ready else []
-        except Exception as error:  # not one row's fault: all of them end
-            chosen = [error] * len(ready)
-        return zip(ready, chosen, strict=True)
-
-    def _emit(self, sequence: Sequence, chosen: Sampled | Exception) -> tuple[str, TokenOutput]:
-        try:
-            if isinstance(chosen, Exception):
-                raise chosen
-            output = self._take(sequence, chosen)
+            for i in range(1 + len(guessed)):
+                chosen = sample(result, row + i, sequence, self._end_ids)
+                outputs.append(self._take(sequence, chosen))
+                if outputs[-1].is_last or guessed[i : i + 1] != [chosen.token]:
+                    break
         except Exception:
             log.exception("request %s ends: its next token could not be made", sequence.request.id)
             return self._fail(sequence, BROKEN)
+        if guessed:
+            self.guessed_tokens += len(guessed)
+            self.kept_tokens += len(outputs) - 1
+            observe(sequence.guesses, len(guessed), len(outputs) - 1)
+        # What was computed: all that was known, and the guesses that were right.
+        self.cache.advance(sequence, known - sequence.computed + len(outputs) - 1)
+        output = joined(outputs)
         if output.is_last:
             self._forget(sequence)
         return sequence.request.id, output

@@ -45,6 +45,8 @@ class EngineStats:
     prefix_hit_tokens: int
     prompt_tokens: int  # of requests whose answer has begun
     generation_tokens: int
+    guessed_tokens: int  # proposed by looking back (speculative.py)
+    kept_tokens: int  # of those
     preemptions: int
     steps: int
     restarts: int
@@ -305,7 +307,10 @@ class Engine:
             _put(stream.loop, [(stream, TokenOutput(failure=why))])
 
 
-_COUNTERS = ("prefix_hit_tokens", "prompt_tokens", "generation_tokens", "preemptions", "steps")
+_COUNTERS = (
+    *("prefix_hit_tokens", "prompt_tokens", "generation_tokens", "guessed_tokens", "kept_tokens"),
+    *("preemptions", "steps"),
+)
 
 
 def _counters(core: EngineCore) -> dict[str, int]:

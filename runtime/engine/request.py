@@ -2,11 +2,12 @@
 
 from array import array
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ...wire.chat import Failure, FinishReason, SamplingParams, TokenLogprob
 from .detokenize import Detokenizer
 from .prefix_tree import Node
+from .speculative import Guesses
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,19 @@ class TokenOutput:
         return self.finish is not None or self.failure is not None
 
 
+def joined(outputs: Seq[TokenOutput]) -> TokenOutput:
+    """What one step brought a sequence, token by token, as one; only the last may be its last."""
+    last = outputs[-1]
+    if len(outputs) == 1:
+        return last
+    return replace(
+        last,
+        text="".join(output.text for output in outputs),
+        token_ids=tuple(token for output in outputs for token in output.token_ids),
+        logprobs=tuple(logprob for output in outputs for logprob in output.logprobs),
+    )
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
     """A request with its state. The engine's thread alone touches it.
@@ -60,6 +74,8 @@ class Sequence:
     cached_tokens: int = 0  # of the prompt, taken from the tree
     preempted: bool = False
     aborted: Failure | None = None
+    guesses: Guesses = field(default_factory=Guesses)
+    guessed: list[int] = field(default_factory=list)  # tokens that this step computes after all known ones, on trial
     takes_best: bool = field(init=False)  # nothing in the request asks for more than the most likely token
 
     def __post_init__(self) -> None:

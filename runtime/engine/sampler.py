@@ -7,7 +7,7 @@ Order, as in vLLM: bans, penalties and biases, temperature, min_p, top_k, top_p.
 itself, before all of these.
 """
 
-from collections.abc import Sequence as Rows
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from ...wire.chat import SamplingParams
 from .request import Sequence
 
 Logits = NDArray[np.float32]
+Ids = Seq[int]
 # Candidates for top_k and top_p are looked for among weights (the largest is 1) above the first of these; the next are tried
 # only where that leaves out tokens that count. Sorting a whole vocabulary takes milliseconds, the few above 1e-3 far less.
 FLOORS = (1e-3, 1e-5, 0.0)
@@ -38,36 +39,29 @@ class Sampled:
     top: tuple[tuple[int, float], ...] = ()
 
 
-def sample(result: StepOutput, rows: Rows[Sequence], end_ids: Rows[int]) -> list[Sampled | Exception]:
-    """One token for each row of a step's `result`, L rows. What goes wrong with a row is returned in its place: it must not
-    cost the others their step. `end_ids`: the model's end-of-sequence tokens."""
-    best, finite, logits = result.best.tolist(), result.finite.tolist(), result.logits
-    return [_one(logits[i], best[i], finite[i], sequence, end_ids) for i, sequence in enumerate(rows)]
-
-
-def _one(logits: Logits, best: int, finite: bool, sequence: Sequence, end_ids: Rows[int]) -> Sampled | Exception:
-    try:
-        if not finite:
-            raise BrokenLogits("the model's logits are not finite")
-        if not sequence.wants_logits:
-            return Sampled(best)
-        params = sequence.request.sampling
-        banned = (*end_ids, *params.stop_token_ids) if sequence.n_output < params.min_tokens else ()
-        shaped = _shape(logits, sequence, banned) if banned or _is_shaped(params) else None
-        if params.temperature == 0:
-            token = best if shaped is None else int(shaped.argmax())
-        else:
-            token = _draw(logits if shaped is None else shaped, params, _uniform(sequence))
-        return Sampled(token) if params.logprobs is None else _with_logprobs(logits, token, params.logprobs)
-    except Exception as error:
-        return error
+def sample(result: StepOutput, row: int, sequence: Sequence, end_ids: Ids) -> Sampled:
+    """The next token of `sequence` by row `row` of a step's result. `end_ids`: the model's end-of-sequence tokens. Raises
+    BrokenLogits."""
+    best, logits = int(result.best[row]), result.logits[row]
+    if not result.finite[row]:
+        raise BrokenLogits("the model's logits are not finite")
+    if not sequence.wants_logits:
+        return Sampled(best)
+    params = sequence.request.sampling
+    banned = (*end_ids, *params.stop_token_ids) if sequence.n_output < params.min_tokens else ()
+    shaped = _shape(logits, sequence, banned) if banned or _is_shaped(params) else None
+    if params.temperature == 0:
+        token = best if shaped is None else int(shaped.argmax())
+    else:
+        token = _draw(logits if shaped is None else shaped, params, _uniform(sequence))
+    return Sampled(token) if params.logprobs is None else _with_logprobs(logits, token, params.logprobs)
 
 
 def _is_shaped(p: SamplingParams) -> bool:
     return bool(p.repetition_penalty != 1 or p.presence_penalty or p.frequency_penalty or p.logit_bias)
 
 
-def _shape(logits: Logits, sequence: Sequence, banned: Rows[int]) -> Logits:
+def _shape(logits: Logits, sequence: Sequence, banned: Ids) -> Logits:
     """Bans, penalties (repetition over prompt and output, the others over output) and biases, on a copy."""
     params, shaped = sequence.request.sampling, logits.copy()
     shaped[list(banned)] = -np.inf

@@ -10,6 +10,7 @@ from collections import deque
 from .config import EngineConfig
 from .kv_cache import KvCache
 from .request import Sequence
+from .speculative import propose
 
 Plan = list[tuple[Sequence, int]]  # (sequence, tokens to compute now)
 
@@ -41,10 +42,12 @@ class Scheduler:
             if n:
                 plan[sequence] = n
                 budget -= n
+        budget -= self._guess(plan, budget)
         # Who was pushed out in this step doesn't come back in it, nor does anybody who came later.
         while budget and not pushed_out and self._admit():
             sequence = self.running[-1]
             plan[sequence] = n = min(sequence.missing, budget)
+            sequence.guessed = []
             self._cache.extend(sequence, n)
             budget -= n
         return list(plan.items())
@@ -56,6 +59,21 @@ class Scheduler:
             self.running.remove(sequence)
         else:
             self.waiting.remove(sequence)
+
+    def _guess(self, plan: dict[Sequence, int], budget: int) -> int:
+        """Let sequences that are about to be sampled guess what follows, if pages and budget are left: the tokens it takes."""
+        spent = 0
+        for sequence, n in plan.items():
+            sequence.guessed = []
+            most = min(budget - spent, sequence.max_total - len(sequence.tokens) - 1)
+            if self._config.max_guess and n == sequence.missing and sequence.n_output and most > 0:
+                guessed = propose(sequence.guesses, sequence.tokens, most, len(plan), self._config)
+                # Nobody is pushed out for a guess, nor what is cached.
+                if self._cache.missing_pages(sequence, n + len(guessed)) <= self._cache.n_free and guessed:
+                    self._cache.extend(sequence, n + len(guessed))
+                    sequence.guessed = guessed
+                    spent += len(guessed)
+        return spent
 
     def _push_out_newest(self) -> Sequence:
         victim = self.running.pop()

@@ -60,13 +60,12 @@ class FakeModel:
             raise ModelDown
         self.tokens[batch.slots], self.positions[batch.slots] = batch.tokens, batch.positions
         seen, inside = self._contexts(batch)
-        hashes = (seen.astype(np.uint64) * POWERS[: seen.shape[1]] * inside).sum(1)
-        poisoned = ((seen == POISON) & inside).any(1)
         rows = np.searchsorted(batch.row_starts, batch.logit_rows, side="right") - 1
         logits = np.zeros((len(rows), VOCAB), np.float32)
-        for i, row in enumerate(rows):
-            logits[i, next_token(int(hashes[row]))] = 3
-            if poisoned[row]:
+        for i, (row, token) in enumerate(zip(rows, batch.logit_rows, strict=True)):
+            context = seen[row, : batch.positions[token] + 1]  # not what a row guesses after it
+            logits[i, next_token(int((context.astype(np.uint64) * POWERS[: len(context)]).sum()))] = 3
+            if (context == POISON).any():
                 logits[i] = np.nan
         return StepOutput.of(logits)
 

@@ -53,13 +53,13 @@ class Model:
         self.batches.append(batch)
         self.hook(batch)
         self._slots[batch.slots] = batch.tokens
-        ends = {int(end) - 1: row for row, end in enumerate(batch.row_starts[1:])}
-        logits = [self._logits(batch, ends[int(i)]) for i in batch.logit_rows]
+        rows = np.searchsorted(batch.row_starts, batch.logit_rows, side="right") - 1
+        logits = [self._logits(batch, row, int(batch.positions[i]) + 1) for i, row in zip(batch.logit_rows, rows, strict=True)]
         return only_asked(StepOutput.of(np.array(logits, np.float32).reshape(-1, VOCAB)), batch)
 
-    def _logits(self, batch: StepBatch, row: int) -> NDArray[np.float32]:
+    def _logits(self, batch: StepBatch, row: int, seen: int) -> NDArray[np.float32]:
         slots = (batch.page_tables[row][:, None] * batch.page_size + np.arange(batch.page_size)).ravel()
-        answer = self.answer(self._slots[slots[: batch.context_lens[row]]].tolist())
+        answer = self.answer(self._slots[slots[:seen]].tolist())
         return answer if isinstance(answer, np.ndarray) else np.eye(1, VOCAB, answer, dtype=np.float32)[0] * 5
 
 
@@ -73,7 +73,7 @@ class Bench:
     """A core on a fake model, driven by hand; collects what comes out."""
 
     def __init__(self, answer: Callable[[Sequence[int]], Any] = count_up, context_length: int = 512, **config: int) -> None:
-        self.config = EngineConfig(**{"n_pages": 64, "page_size": 4, **config})
+        self.config = EngineConfig(**{"n_pages": 64, "page_size": 4, "max_guess": 0, **config})
         self.model = Model(self.config, answer, context_length)
         self.core = EngineCore(self.model, Tokenizer(), self.config)
         self.outputs: dict[str, list[TokenOutput]] = {}

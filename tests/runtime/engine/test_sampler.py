@@ -28,10 +28,17 @@ def row(said: tuple[int, ...] = (), prompt: tuple[int, ...] = (1,), seed: int = 
 
 
 def sample(logits: Numbers, rows: list[Sequence], end_ids: tuple[int, ...]) -> list[Sampled | Exception]:
-    """One token for each row; those that are taken without a look at their logits see none."""
+    """One token, or what went wrong, for each row; those that are taken without a look at their logits see none."""
     result = StepOutput.of(np.array(logits, np.float32))
     result.logits[[not row.wants_logits for row in rows]] = 1e9
-    return sampler.sample(result, rows, end_ids)
+    return [attempt(result, i, row, end_ids) for i, row in enumerate(rows)]
+
+
+def attempt(result: StepOutput, i: int, row: Sequence, end_ids: tuple[int, ...]) -> Sampled | Exception:
+    try:
+        return sampler.sample(result, i, row, end_ids)
+    except BrokenLogits as error:
+        return error
 
 
 def one(logits: Numbers, sequence: Sequence, end_ids: tuple[int, ...] = ()) -> Sampled:
@@ -271,6 +278,6 @@ def test_the_models_logits_are_left_as_they_are():
     logits = random_logits(2)[None].astype(np.float32)
     before = logits.copy()
     sequence = row((1, 2), temperature=0.7, top_p=0.9, repetition_penalty=2.0, logit_bias=((1, 3.0),), min_tokens=9, logprobs=2)
-    sampler.sample(StepOutput.of(logits), [sequence], END)
+    sampler.sample(StepOutput.of(logits), 0, sequence, END)
     params = replace(sequence.request.sampling, top_p=1.0)
     assert (logits == before).all() and params.top_p == 1.0
