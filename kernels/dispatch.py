@@ -12,7 +12,8 @@ Implementation = Literal["native", "torch"]
 
 
 def choose(spec: DecoderSpec, page_size: int, wanted: str = "auto") -> tuple[Implementation, str]:
-    """The implementation ("auto", "native" and "torch" may be wanted) for a model, and why it is not the native one ("" where it is).
+    """The implementation for a model, and why it is not the native one ("" where it is). "auto", "native" and "torch" may be
+    wanted.
 
     Raises NativeUnavailable, in one line, where the native step cannot run it and torch may not or is not there.
     """

@@ -1,8 +1,8 @@
 """The decoder step as one native call: a DecoderSpec's weights in the kernels' layout, a paged KV pool, and `run`.
 
-What it computes is kernels/reference.py's with these roundings: activations to 8 bits (some to 16: `fine_inputs`) with a scale
-and a zero for each 32 (to bfloat16 before a bfloat16 weight); queries, keys, values and attention's weights to bfloat16; all sums in float32 or exact integers. A
-row's result depends, to the bit, on that row alone.
+What it computes is kernels/reference.py's with these roundings: activations to 8 bits with a scale and a zero for each 32 (some
+to 16 bits: `fine_inputs`; to bfloat16 before a bfloat16 weight); queries, keys, values and attention's weights to bfloat16; all
+sums in float32 or exact integers. A row's result depends, to the bit, on that row alone.
 """
 
 import ctypes

@@ -59,6 +59,10 @@ class Weights(Protocol):
         must be a multiple of 32. Raises ModelFileError for an absent one."""
         ...
 
+    def release(self) -> None:
+        """Give back what reading so far has taken of the memory; all can be read again."""
+        ...
+
 
 class GgufWeights:
     """The weights of a GGUF file. `permuted` (the llama architecture): q and k rows are in interleaved rope order."""

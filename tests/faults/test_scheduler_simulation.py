@@ -59,7 +59,7 @@ class FakeModel:
         if self.steps in self._fail_at:
             raise ModelDown
         self.tokens[batch.slots], self.positions[batch.slots] = batch.tokens, batch.positions
-        seen, inside = self._contexts(batch)
+        seen = self._contexts(batch)
         rows = np.searchsorted(batch.row_starts, batch.logit_rows, side="right") - 1
         logits = np.zeros((len(rows), VOCAB), np.float32)
         for i, (row, token) in enumerate(zip(rows, batch.logit_rows, strict=True)):
@@ -75,13 +75,13 @@ class FakeModel:
         assert (lengths > 0).all() and len(np.unique(batch.slots)) == len(batch.slots), "two tokens write one slot"
         assert (batch.positions[batch.row_starts[1:] - 1] + 1 == batch.context_lens).all()
 
-    def _contexts(self, batch: StepBatch) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """[R, C] tokens that each row sees, and which of them it may look at."""
+    def _contexts(self, batch: StepBatch) -> NDArray[np.int64]:
+        """[R, C] tokens that each row sees; after its last, anything."""
         size = batch.page_size
         slots = (batch.page_tables[:, :, None] * size + np.arange(size)).reshape(len(batch.page_tables), -1)
         inside = np.arange(slots.shape[1]) < batch.context_lens[:, None]
         assert (self.positions[slots] == np.arange(slots.shape[1]))[inside].all(), "a row sees a slot of another position"
-        return self.tokens[slots], inside
+        return self.tokens[slots]
 
 
 class FakeTokenizer:
