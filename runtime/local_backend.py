@@ -28,8 +28,7 @@ class LocalBackend:
         """`engine` runs `model`; `name` is what clients call it, `created` its unix time."""
         self._model, self._engine = model, engine
         self._threads = ThreadPoolExecutor(N_THREADS, "prompt")
-        tokenizer = model.tokenizer
-        self._longest_token = max(len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size))  # bytes
+        self._longest_token = model.tokenizer.longest_token
         info = ModelInfo(name, engine.longest, local=True, tools=model.template.knows_tools, created=created)
         self.models = (info,)
 

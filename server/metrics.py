@@ -97,6 +97,7 @@ class Meter:
 
     def __init__(self, metrics: Metrics, model: str, started: float) -> None:
         self._metrics, self._model, self._started = metrics, model, started
+        self._gap = metrics.gap.labels(model)  # looked up once, not with each token
         self._last: float | None = None
         self.usage: Usage | None = None
         self.failure: Failure | None = None
@@ -132,7 +133,7 @@ class Meter:
             tokens -= 1
         gap = (now - (self._last or now)) / max(1, tokens)
         for _ in range(tokens):
-            self._metrics.gap.labels(self._model).observe(gap)
+            self._gap.observe(gap)
         self._last = now
 
 

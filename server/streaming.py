@@ -66,10 +66,10 @@ class EventFlow:
         self.request_id = request_id
         self._buffer: list[Event] = []
         self._closed = False  # the end has been put into the buffer
-        self._wake = asyncio.Event()
+        self._waiter: asyncio.Future[bool] | None = None  # of whoever waits for an event
         self._room = asyncio.Event()
         self._reader = asyncio.create_task(self._read())
-        self._reader.add_done_callback(lambda _: self._wake.set())
+        self._reader.add_done_callback(lambda _: self._wake(True))
 
     async def take(self, timeout_s: float | None = None) -> list[Event] | None:
         """All events that are ready, waiting for the first; [] after `timeout_s`; None after the end."""
@@ -96,14 +96,22 @@ class EventFlow:
         await self._events.aclose()  # a reader cancelled before its first step has not come to do it
 
     async def _filled(self, timeout_s: float | None) -> bool:
+        """Whether there is an event, or the end, within the time. Once a token: so a bare future, and not asyncio.timeout."""
+        if self._buffer or self._reader.done():
+            return True
+        loop = asyncio.get_running_loop()
+        waiter = self._waiter = loop.create_future()
+        timer = loop.call_later(timeout_s, self._wake, False) if timeout_s is not None else None
         try:
-            async with asyncio.timeout(timeout_s):
-                while not self._buffer and not self._reader.done():
-                    self._wake.clear()
-                    await self._wake.wait()
-        except TimeoutError:
-            return False
-        return True
+            return await waiter
+        finally:
+            self._waiter = None
+            if timer is not None:
+                timer.cancel()
+
+    def _wake(self, filled: bool) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(filled)
 
     async def _read(self) -> None:
         try:
@@ -124,7 +132,7 @@ class EventFlow:
             self._unfinished.discard(event.index)
         self._closed = isinstance(event, Failure) or not self._unfinished
         self._buffer.append(event)
-        self._wake.set()
+        self._wake(True)
 
 
 async def collect(flow: EventFlow, saw: Callable[[Sequence[Event]], None]) -> list[Event]:
@@ -184,9 +192,14 @@ def _sum(usages: Mapping[int, Usage]) -> Usage:
 
 
 class Renderer(Protocol):
-    """Turns events into a protocol's chunks; after the last event comes "[DONE]"."""
+    """Turns events into a protocol's chunks; after the last event comes "[DONE]".
+
+    `plain` is the one chunk of an event that is mere text, written out as JSON, which nearly every event of a stream is; None
+    for all others.
+    """
 
     def events(self, event: Event, /) -> Sequence[Mapping[str, Any] | str]: ...
+    def plain(self, event: Event, /) -> bytes | None: ...
 
 
 class EventStream(Response):
@@ -230,12 +243,17 @@ class EventStream(Response):
 
     def _chunks(self, batch: Sequence[Event]) -> bytes:
         try:
-            return b"".join(_sse(chunk) for event in batch for chunk in self._renderer.events(event))
+            return b"".join(map(self._written, batch))
         except Exception as error:
             failure = as_failure(known(error, self._flow.request_id))
             self._flow.end(failure)
             self._renderer = _Silent()
             return _sse(render_failure(failure)) + _sse(DONE)
+
+    def _written(self, event: Event) -> bytes:
+        if (plain := self._renderer.plain(event)) is not None:
+            return b"data: " + plain + b"\n\n"
+        return b"".join(_sse(chunk) for chunk in self._renderer.events(event))
 
 
 def _sse(chunk: Mapping[str, Any] | str) -> bytes:
@@ -247,3 +265,6 @@ class _Silent:
 
     def events(self, event: Event, /) -> Sequence[Mapping[str, Any] | str]:
         return ()
+
+    def plain(self, event: Event, /) -> bytes | None:
+        return None

@@ -25,6 +25,7 @@ from .chat import (
 from .errors import BaseloadError
 from .fields import bad, integer, items, read
 from .openai_messages import parse_message, render_call, render_message
+from .sse import TextChunk
 
 PROTOCOL = "openai_chat"
 DONE = "[DONE]"
@@ -152,6 +153,8 @@ class StreamRenderer:
         self._head = {"id": id, "object": "chat.completion.chunk", "created": created, "model": model}
         self._begun: set[int] = set()
         self._open = request.sampling.n
+        self._is_plain = not request.continuous_usage and request.sampling.logprobs is None  # one chunk is like the other
+        self._plain: dict[int, TextChunk] = {}  # by choice
         self._usage = Usage(0, 0)
         self._tokens = 0
 
@@ -170,6 +173,15 @@ class StreamRenderer:
                 return [*self._begin(event.index), self._chunk(event.index, _delta(event), None, _entries(event))]
             case _:
                 return []
+
+    def plain(self, event: Event) -> bytes | None:
+        """The chunk of an event that is mere text, as JSON; None for any other: ask `events`."""
+        if not self._is_plain or type(event) is not TextDelta or event.index not in self._begun:
+            return None
+        self._tokens += event.tokens
+        if event.index not in self._plain:
+            self._plain[event.index] = TextChunk(self._chunk(event.index, {"content": TextChunk.MARK}, None))
+        return self._plain[event.index].write(event.text)
 
     def _begin(self, index: int) -> list[dict[str, Any]]:
         if index in self._begun:

@@ -1,9 +1,13 @@
-"""Server-sent events, read: bytes in any pieces to the data of each event.
+"""Server-sent events: bytes in any pieces to the data of each event, and chunks that are written once a token.
 
 https://html.spec.whatwg.org/multipage/server-sent-events.html: comments and fields other than `data` are passed over.
 """
 
 import re
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
 
 _END = re.compile(rb"\r\n|\n|\r")
 
@@ -51,3 +55,17 @@ class SseParser:
             if self._size > self._longest:
                 raise TooLong
         return []
+
+
+class TextChunk:
+    """A chunk whose text alone changes, cut open where the text goes: written once a token, so it is pasted and not built."""
+
+    MARK = "\x00"
+
+    def __init__(self, chunk: Mapping[str, Any]) -> None:
+        """`chunk` has MARK in place of its text."""
+        self._before, self._after = orjson.dumps(chunk).split(orjson.dumps(self.MARK))
+
+    def write(self, text: str) -> bytes:
+        """The chunk with `text` in it, as JSON."""
+        return self._before + orjson.dumps(text) + self._after

@@ -59,17 +59,23 @@ class GenerationStream:
 
     def __init__(self, engine: "Engine", request_id: str, loop: asyncio.AbstractEventLoop) -> None:
         self._engine, self.request_id, self.loop = engine, request_id, loop
-        self._outputs: asyncio.Queue[TokenOutput] = asyncio.Queue()
+        self._outputs: deque[TokenOutput] = deque()
+        self._waiter: asyncio.Future[None] | None = None  # of the reader
         self._ended = False
 
     def put(self, output: TokenOutput) -> None:
         """The engine's side; on the stream's event loop only."""
-        self._outputs.put_nowait(output)
+        self._outputs.append(output)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     async def __aiter__(self) -> AsyncIterator[TokenOutput]:
         try:
             while not self._ended:
-                output = await self._outputs.get()
+                while not self._outputs:
+                    self._waiter = self.loop.create_future()
+                    await self._waiter
+                output = self._outputs.popleft()
                 self._ended = output.is_last
                 yield output
         finally:

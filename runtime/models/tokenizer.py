@@ -44,6 +44,7 @@ class Tokenizer:
         core.no_padding()
         self._core = core
         self._tokens = tokens
+        self._bytes: dict[int, bytes] = {}  # by id, of the tokens that were spelled so far
         self._control_ids = frozenset(control_ids)
         self._lock = Lock()  # `core` has modes; one call at a time sets and uses them
         self._first = core.pre_tokenizer
@@ -99,6 +100,16 @@ class Tokenizer:
 
     def token_bytes(self, id: int) -> bytes:
         """The exact bytes that a token stands for: a part of a character perhaps, nothing for a control token."""
+        if (known := self._bytes.get(id)) is None:
+            known = self._bytes[id] = self._spelled(id)
+        return known
+
+    @property
+    def longest_token(self) -> int:
+        """No token stands for more bytes than this."""
+        return max((len(token.encode("utf-8", "surrogatepass")) for token in self._tokens if token), default=1)
+
+    def _spelled(self, id: int) -> bytes:
         token = self._tokens[id] if 0 <= id < len(self._tokens) else None
         if token is None or id in self._control_ids:
             return b""

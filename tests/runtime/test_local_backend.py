@@ -28,6 +28,8 @@ class Letters:
     eos_ids: tuple[int, ...] = (96,)
     vocab_size, bos_id = 97, BOS
 
+    longest_token = 1
+
     def token_bytes(self, id: int, /) -> bytes:
         return bytes([33 + id]) if id < 94 else b""
 

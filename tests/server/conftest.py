@@ -91,6 +91,8 @@ class Stats:
     prompt_tokens: int = 500
     generation_tokens: int = 600
     preemptions: int = 3
+    guessed_tokens: int = 90
+    kept_tokens: int = 70
     steps: int = 70
     last_step_age_s: float = 0.1
     alive: bool = True

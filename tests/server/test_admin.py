@@ -61,6 +61,8 @@ def test_the_engines_numbers_have_vllms_names(serve):
         "vllm:prefix_cache_queries_total": 50,
         "vllm:prefix_cache_hits_total": 40,
         "vllm:num_preemptions_total": 3,
+        "vllm:spec_decode_num_draft_tokens_total": 90,
+        "vllm:spec_decode_num_accepted_tokens_total": 70,
         "baseload_kv_pages_total": 100,
         "baseload_kv_pages_free": 60,
         "baseload_kv_pages_cached": 15,
