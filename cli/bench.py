@@ -17,3 +17,21 @@ def serving(context: typer.Context) -> None:
     from ..benchmarks.serving import main
 
     raise typer.Exit(main(context.args) or 0)
+
+
+@app.command(context_settings=PASS_ON)
+@fail_cleanly
+def beside(context: typer.Context) -> None:
+    """Measure several running servers side by side, in turns."""
+    from ..benchmarks.beside import main
+
+    raise typer.Exit(main(context.args) or 0)
+
+
+@app.command(context_settings=PASS_ON)
+@fail_cleanly
+def kernels(context: typer.Context) -> None:
+    """Time the native kernels beside this machine's ceilings."""
+    from ..benchmarks.kernels import main
+
+    raise typer.Exit(main(context.args) or 0)

@@ -8,6 +8,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 namespace {
 
@@ -45,6 +46,7 @@ struct Model : Job {
   Best* bests;
   Block* blocks;
   int n_blocks, head_chunks;
+  int64_t nanoseconds[N_PARTS];  // of all steps so far, by the caller's clock
 };
 
 namespace {
@@ -303,6 +305,12 @@ void choose_best(Model* m) {
 
 // ------------------------------------------------------------------------------------------------- the step
 
+int64_t now() {
+  timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return t.tv_sec * 1000000000ll + t.tv_nsec;
+}
+
 void nothing() {}
 void nothing_of(int) {}
 
@@ -315,42 +323,49 @@ void walk(Job* job, uint32_t number, int thread) {
   Phase* phase = m->phases;
   bool here = true;  // until this thread finds that it is late
 
-  auto run = [&](int n, auto chunk, auto tail) { here = here && walk_phase(phase++, number, n, chunk, tail); };
-  // A phase whose results `finish` each row afterwards, in its tail or in a phase of their own.
-  auto run_rows = [&](int n, auto chunk, auto row) {
-    if (few) return run(n, chunk, [&] { for (int t = 0; t < tokens; t++) row(t); });
-    run(n, chunk, nothing);
-    run(tokens, row, nothing);
+  int64_t started = thread ? 0 : now();
+  auto run = [&](Part part, int n, auto chunk, auto tail) {
+    here = here && walk_phase(phase++, number, n, chunk, tail);
+    if (thread) return;
+    const int64_t ended = now();
+    m->nanoseconds[part] += ended - started;
+    started = ended;
   };
-  auto run_panels = [&](int panels, auto chunk, auto row) {
+  // A phase whose results `finish` each row afterwards, in its tail or in a phase of their own.
+  auto run_rows = [&](Part part, int n, auto chunk, auto row) {
+    if (few) return run(part, n, chunk, [&] { for (int t = 0; t < tokens; t++) row(t); });
+    run(part, n, chunk, nothing);
+    run(part, tokens, row, nothing);
+  };
+  auto run_panels = [&](Part part, int panels, auto chunk, auto row) {
     const int each = at_least(1, panels / (CHUNKS * threads));
-    run_rows(ceil_of(panels, each), [&](int c) { chunk(c * each, at_most(panels, (c + 1) * each)); }, row);
+    run_rows(part, ceil_of(panels, each), [&](int c) { chunk(c * each, at_most(panels, (c + 1) * each)); }, row);
   };
 
-  run_rows(tokens, [&](int t) { embed_token(m, t); },
+  run_rows(EMBED, tokens, [&](int t) { embed_token(m, t); },
            [&](int t) { norm_row(m, into_qkv(m, 0), t, nullptr, m->layers[0].attn_norm, true); });
   for (int l = 0; l < d.n_layers && here; l++) {
     const LayerDesc& layer = m->layers[l];
     const Act& a = into_qkv(m, l);
     const int heads = d.n_heads + 2 * d.n_kv_heads, tiles = tiles_of(a), span = span_of(a), spans = ceil_of(tiles, span);
-    run(heads * spans, [&](int c) {
+    run(QKV, heads * spans, [&](int c) {
       const int first = c % spans * span;
       project_head(m, l, c / spans, first, at_most(tiles, first + span), scratch);
     }, nothing);
-    run(m->n_blocks * d.n_kv_heads, [&](int c) { attend_block(m, l, m->blocks[c / d.n_kv_heads], c % d.n_kv_heads, scratch); }, nothing);
-    run_panels(d.hidden / PANEL, [&](int a, int b) { project(m, &layer.o, &into_o(m, l), a, b); },
+    run(ATTENTION, m->n_blocks * d.n_kv_heads, [&](int c) { attend_block(m, l, m->blocks[c / d.n_kv_heads], c % d.n_kv_heads, scratch); }, nothing);
+    run_panels(O, d.hidden / PANEL, [&](int a, int b) { project(m, &layer.o, &into_o(m, l), a, b); },
                [&](int t) { norm_row(m, into_mlp(m, l), t, layer.post_attn_norm, layer.mlp_norm, false); });
-    run(d.intermediate / GROUP, [&](int part) { gate_and_up(m, l, part, scratch); }, nothing);
+    run(GATE_UP, d.intermediate / GROUP, [&](int part) { gate_and_up(m, l, part, scratch); }, nothing);
     const auto down = [&](int a, int b) { project(m, &layer.down, &into_down(m, l), a, b); };
     if (l + 1 < d.n_layers) {
       const float* next = m->layers[l + 1].attn_norm;
-      run_panels(d.hidden / PANEL, down, [&](int t) { norm_row(m, into_qkv(m, l + 1), t, layer.post_mlp_norm, next, false); });
+      run_panels(DOWN, d.hidden / PANEL, down, [&](int t) { norm_row(m, into_qkv(m, l + 1), t, layer.post_mlp_norm, next, false); });
     } else if (m->batch.n_logits) {
-      run_panels(d.hidden / PANEL, down, nothing_of);
-      run(m->batch.n_logits, [&](int i) { norm_last(m, layer, i); }, nothing);
+      run_panels(DOWN, d.hidden / PANEL, down, nothing_of);
+      run(HEAD, m->batch.n_logits, [&](int i) { norm_last(m, layer, i); }, nothing);
     }
   }
-  if (m->batch.n_logits) run(m->head_chunks, [&](int c) { head_chunk(m, c, scratch); }, [&] { choose_best(m); });
+  if (m->batch.n_logits) run(HEAD, m->head_chunks, [&](int c) { head_chunk(m, c, scratch); }, [&] { choose_best(m); });
 }
 
 void find_blocks(Model* m) {
@@ -409,6 +424,9 @@ EXPORT void bl_model_free(Model* m) {
   free(m->layers);
   free(m);
 }
+
+// Nanoseconds that each part of a step has taken so far, [N_PARTS].
+EXPORT void bl_times(const Model* m, int64_t* into) { memcpy(into, m->nanoseconds, sizeof m->nanoseconds); }
 
 // 0, or -1: no memory.
 EXPORT int bl_step(Model* m, const BatchDesc* batch) {

@@ -26,6 +26,9 @@ struct ModelDesc {
   uint8_t* pool;  // [page][layer][key head][keys, values], see attention.inc
 };
 
+// The parts of a step, for bl_times.
+enum Part : int32_t { EMBED, QKV, ATTENTION, O, GATE_UP, DOWN, HEAD, N_PARTS };
+
 struct BatchDesc {  // kernels/spec.py's StepBatch
   int32_t n_tokens, n_rows, n_logits, pages_wide;
   const int32_t *tokens, *positions, *row_starts, *context_lens, *page_tables, *logit_rows;

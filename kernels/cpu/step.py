@@ -19,6 +19,7 @@ from .pack import GROUP, Packed
 
 Array = NDArray[Any]
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}
+PARTS = ("embed", "qkv", "attention", "o", "gate_up", "down", "head")  # step.h's Part
 QKV_INPUTS, ALL_INPUTS = 1, 15
 FIRST_LAYERS = 3
 PAGE_QUANTUM = 16  # keys lie in blocks of so many
@@ -128,6 +129,12 @@ class NativeStep:
         if self._library.bl_step(self._model, ctypes.byref(desc)):
             raise MemoryError("no memory for a step of the model")
         return StepOutput(best, finite, logits)
+
+    def times(self) -> dict[str, float]:
+        """Seconds that each part of a step has taken so far; a part includes the norm and quantisation after it."""
+        found = np.empty(len(PARTS), np.int64)
+        self._library.bl_times(self._model, found.ctypes.data)
+        return dict(zip(PARTS, (found / 1e9).tolist(), strict=True))
 
     def copy_page(self, src: int, dst: int) -> None:
         """Make page `dst` equal to page `src`."""

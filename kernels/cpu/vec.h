@@ -184,23 +184,35 @@ inline I32 multiply_short(I32 acc, I32 a, int32_t b) {
 
 // ------------------------------------------------------------------------------------------------- functions
 
-// e^x within 2 units in the last place; 0 far below, infinity far above, NaN for NaN.
-inline F32 exponential(F32 x) {
-  const F32 bounded = at_most(at_least(x, -87.3f), 88.7f);
-  const F32 n = __builtin_elementwise_roundeven(bounded * splat(1.44269504f));
-  const F32 r = fma(n, splat(2.12194440e-4f), fma(n, splat(-0.693359375f), bounded));
-  F32 p = splat(1.9875691500e-4f);
-  p = fma(p, r, splat(1.3981999507e-3f));
-  p = fma(p, r, splat(8.3334519073e-3f));
-  p = fma(p, r, splat(4.1665795894e-2f));
-  p = fma(p, r, splat(1.6666665459e-1f));
-  p = fma(p, r, splat(5.0000001201e-1f));
-  p = fma(p, r * r, r + splat(1.0f));
+// 2^x within 2 units in the last place; 0 far below, infinity far above, NaN for NaN.
+inline F32 power_of_two(F32 x) {
+#if defined(__AVX512F__)
+  const F32 n = (F32)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const F32 r = x - n;
+#else
+  const F32 bounded = at_most(at_least(x, -126.0f), 128.0f);
+  const F32 n = __builtin_elementwise_roundeven(bounded), r = bounded - n;
+#endif
+  F32 p = splat(1.535336188319500e-4f);
+  p = fma(p, r, splat(1.339887440266574e-3f));
+  p = fma(p, r, splat(9.618437357674640e-3f));
+  p = fma(p, r, splat(5.550332471162809e-2f));
+  p = fma(p, r, splat(2.402264791363012e-1f));
+  p = fma(p, r, splat(6.931472028550421e-1f));
+  p = fma(p, r, splat(1.0f));
+#if defined(__AVX512F__)
+  return (F32)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
   // 2^n in two steps, for n = 128 has no float of its own. A NaN's n is any number; the product is NaN all the same.
   const I32 whole = __builtin_convertvector(x == x ? n : F32{}, I32), half = whole >> 1;
   const F32 scaled = p * (F32)((half + 127) << 23) * (F32)((whole - half + 127) << 23);
-  return x < splat(-87.3f) ? F32{} : scaled;
+  return x < splat(-126.0f) ? F32{} : scaled;
+#endif
 }
+
+constexpr float LOG2_E = 1.44269504f;
+
+inline F32 exponential(F32 x) { return power_of_two(x * splat(LOG2_E)); }
 
 inline F32 hyperbolic_tangent(F32 x) {
   const F32 bounded = at_most(at_least(x, -15.0f), 15.0f);
