@@ -12,8 +12,8 @@ from ..router import Policy, Router
 from ..router.suppliers.profile import SupplierProfile, load_profiles
 from ..router.suppliers.resilience import Resilient
 from ..runtime.engine import Engine, EngineConfig
-from ..runtime.local_backend import LocalBackend
 from ..runtime.loading import Loader, LoadOptions
+from ..runtime.local_backend import LocalBackend
 from ..runtime.store import default_root
 from ..wire.client import HttpBackend
 from ..wire.egress import Egress, EgressRecord
@@ -83,4 +83,5 @@ def load_options(settings: EngineSettings) -> LoadOptions:
         max_queue=settings.max_queue,
         watchdog_s=settings.watchdog_s,
     )
-    return LoadOptions(config, settings.kv_memory_mb, settings.threads, settings.kernels)
+    kv_disk = default_root() / "kv" if settings.kv_disk_mb else None
+    return LoadOptions(config, settings.kv_memory_mb, settings.threads, settings.kernels, kv_disk, settings.kv_disk_mb)

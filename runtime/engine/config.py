@@ -12,4 +12,5 @@ class EngineConfig:
     max_batch: int = 64  # sequences in one step
     token_budget: int = 512  # tokens in one step
     max_queue: int = 256  # sequences waiting; one more is refused with 429
+    restored_pages: int = 16  # pages read back from the store in one step
     watchdog_s: float = 10.0  # a step that takes longer is stuck
