@@ -68,8 +68,9 @@ class KvCache:
         `restoring` until there are no more."""
         n = 0
         while sequence.restoring and n < at_most:
-            sequence.restoring = self._restore_page(sequence)
-            n += sequence.restoring
+            was_there = self._restore_page(sequence)
+            sequence.restoring = was_there and (len(sequence.nodes) + 1) * self.page_size < len(sequence.tokens)
+            n += was_there
         return n
 
     def save(self, sequence: Sequence) -> None:

@@ -181,6 +181,7 @@ class KvStore:
         finally:
             with self._wake:
                 self._file, self._working = None, False
+                self._slots.clear()
                 self._wake.notify_all()
             if file is not None:
                 file.close()
