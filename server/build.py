@@ -84,4 +84,5 @@ def load_options(settings: EngineSettings) -> LoadOptions:
         max_queue=settings.max_queue,
         watchdog_s=settings.watchdog_s,
     )
-    return LoadOptions(config, settings.kv_memory_mb, settings.threads, settings.kernels)
+    kv_disk = default_root() / "kv" if settings.kv_disk_mb else None
+    return LoadOptions(config, settings.kv_memory_mb, settings.threads, settings.kernels, kv_disk, settings.kv_disk_mb)

@@ -28,6 +28,9 @@ _GAUGES: tuple[tuple[str, str, Callable[[Any], float]], ...] = (
     ("baseload_kv_pages_total", "Pages of the KV cache.", lambda s: s.pages_total),
     ("baseload_kv_pages_free", "Pages that hold nothing.", lambda s: s.pages_free),
     ("baseload_kv_pages_cached", "Pages that hold a prefix and are in nobody's use.", lambda s: s.pages_cached),
+    ("baseload_kv_store_enabled", "1 while KV pages are kept on disk.", lambda s: float(s.kv_store.enabled)),
+    ("baseload_kv_store_pages", "KV pages on disk.", lambda s: s.kv_store.pages),
+    ("baseload_kv_store_bytes", "Their bytes.", lambda s: s.kv_store.bytes),
     ("baseload_engine_alive", "1 while the engine steps.", lambda s: float(s.alive)),
     ("baseload_engine_last_step_age_seconds", "Seconds since the engine's last step.", lambda s: s.last_step_age_s),
 )
@@ -40,6 +43,11 @@ _COUNTERS: tuple[tuple[str, str, Callable[[Any], float]], ...] = (
     ("vllm:spec_decode_num_draft_tokens", "Tokens guessed ahead.", lambda s: s.guessed_tokens),
     ("vllm:spec_decode_num_accepted_tokens", "Guessed tokens that were right.", lambda s: s.kept_tokens),
     ("baseload_engine_steps", "Engine steps.", lambda s: s.steps),
+    ("baseload_kv_store_hits", "KV pages read back from disk.", lambda s: s.kv_store.hits),
+    ("baseload_kv_store_misses", "Prompts whose next KV page was not on disk.", lambda s: s.kv_store.misses),
+    ("baseload_kv_store_corrupt", "Records or files on disk that were not used, being broken.", lambda s: s.kv_store.corrupt),
+    ("baseload_kv_store_saved", "KV pages written to disk.", lambda s: s.kv_store.saved),
+    ("baseload_kv_store_dropped", "KV pages gone before they were written.", lambda s: s.kv_store.dropped),
 )
 
 

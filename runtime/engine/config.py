@@ -12,6 +12,7 @@ class EngineConfig:
     max_batch: int = 64  # sequences in one step
     token_budget: int = 512  # tokens in one step
     max_queue: int = 256  # sequences waiting; one more is refused with 429
+    restored_pages: int = 16  # pages read back from the store in one step
     watchdog_s: float = 10.0  # a step that takes longer is stuck
     max_guess: int = 8  # tokens guessed ahead for one sequence; 0: none
     guess_cost: float = 0.25  # what one more token adds to a step, in steps of no tokens: the ratio is the machine's

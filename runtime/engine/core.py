@@ -11,6 +11,7 @@ from .batch import build_batch, n_logits
 from .config import EngineConfig
 from .detokenize import Detokenizer, TokenBytes
 from .kv_cache import KvCache
+from .kv_store import PageStore
 from .request import GenerationRequest, Sequence, TokenOutput, joined
 from .sampler import Sampled, sample
 from .scheduler import Scheduler
@@ -56,10 +57,12 @@ class EngineCore:
     Each submitted request gets exactly one output that is its last.
     """
 
-    def __init__(self, runner: StepRunner, tokenizer: EngineTokenizer, config: EngineConfig) -> None:
+    def __init__(
+        self, runner: StepRunner, tokenizer: EngineTokenizer, config: EngineConfig, store: PageStore | None = None
+    ) -> None:
         self._runner, self._tokenizer, self._config = runner, tokenizer, config
         self._end_ids = tuple(token for token in tokenizer.eos_ids if 0 <= token < runner.vocab)
-        self.cache = KvCache(config.n_pages, config.page_size)
+        self.cache = KvCache(config.n_pages, config.page_size, store)
         self.scheduler = Scheduler(config, self.cache)
         self._sequences: dict[str, Sequence] = {}
         self._aborted: list[Sequence] = []
@@ -166,6 +169,7 @@ class EngineCore:
             observe(sequence.guesses, len(guessed), len(outputs) - 1)
         # What was computed: all that was known, and the guesses that were right.
         self.cache.advance(sequence, known - sequence.computed + len(outputs) - 1)
+        self.cache.save(sequence)
         output = joined(outputs)
         if output.is_last:
             self._forget(sequence)

@@ -22,12 +22,14 @@ from ...wire.chat import Failure
 from ...wire.errors import RateLimited, Unavailable
 from .config import EngineConfig
 from .core import CANCELLED, EngineCore, EngineTokenizer, Outputs, StepRunner
+from .kv_store import KvStore, LentStore, StoreStats
 from .request import GenerationRequest, TokenOutput
 
 log = logging.getLogger("baseload.engine")
 
 SWITCH_S = 5e-4  # a thread that wants the interpreter waits this long for a busy one; Python's own 5 ms is many a token's time
 CLOSE_S = 2.0  # a step that takes longer is left behind
+FLUSH_S = 5.0  # what the store has not written by then is computed again some day
 RESTARTED = Failure("The engine was restarted.", 503, "server_error", "engine_restarted", retryable=True, retry_after=1.0)
 DRAINED = Failure("The server is shutting down.", 503, "server_error", "shutting_down", retryable=True, retry_after=1.0)
 
@@ -52,6 +54,7 @@ class EngineStats:
     restarts: int
     last_step_age_s: float
     alive: bool  # the thread is there and not stuck
+    kv_store: StoreStats
 
 
 class GenerationStream:
@@ -125,7 +128,8 @@ class _Lease:
 class Engine:
     """Runs a model for many requests at once. Call everything but `stats` from an event loop's thread.
 
-    `clock` (seconds, monotonic) is what the watchdog and the deadlines go by.
+    `clock` (seconds, monotonic) is what the watchdog and the deadlines go by. `store` keeps the runner's pages; it is started,
+    and the engine closes it.
     """
 
     def __init__(
@@ -134,8 +138,9 @@ class Engine:
         tokenizer: EngineTokenizer,
         config: EngineConfig,
         clock: Callable[[], float] = time.monotonic,
+        store: KvStore | None = None,
     ) -> None:
-        self.config = config
+        self.config, self._store = config, store
         self._runner, self._tokenizer, self._clock = runner, tokenizer, clock
         self._model = threading.Lock()
         self._counted: Counter[str] = Counter()  # by earlier generations
@@ -188,6 +193,8 @@ class Engine:
         for request_id in list(self._now.streams):
             self._abort(self._now, request_id, DRAINED)
         self._tell_all(self._now, DRAINED)
+        if self._store is not None:
+            await asyncio.to_thread(self._store.flush, FLUSH_S)
 
     def close(self) -> None:
         """Stop the thread after the step that it is in. Whoever still waits gets a Failure."""
@@ -200,6 +207,8 @@ class Engine:
         self._tell_all(now, DRAINED)
         if now.thread is not None:
             now.thread.join(CLOSE_S)
+        if self._store is not None:
+            self._store.close(CLOSE_S)
 
     def stats(self) -> EngineStats:
         """Safe from any thread."""
@@ -216,6 +225,7 @@ class Engine:
             restarts=self._restarts,
             last_step_age_s=self._clock() - now.last_step,
             alive=self._is_alive(now),
+            kv_store=self._store.stats() if self._store else StoreStats(),
             **counted,
         )
 
@@ -227,7 +237,8 @@ class Engine:
 
     def _generation(self, *, ready: bool) -> _Generation:
         lease = _Lease(self._runner, self._model, lambda: new.over, self._runner.vocab, self._runner.context_length)
-        new = _Generation(EngineCore(lease, self._tokenizer, self.config), ready, self._clock())
+        store = LentStore(self._store, self._model, lambda: new.over) if self._store else None
+        new = _Generation(EngineCore(lease, self._tokenizer, self.config, store), ready, self._clock())
         return new
 
     def _start(self, new: _Generation) -> None:

@@ -1,10 +1,21 @@
 """The decoder as one native call, for CPUs. Loads no tensor library."""
 
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...kernels.cpu.compile import HERE, sources_hash
 from ...kernels.cpu.library import Pool
 from ...kernels.cpu.step import NativeStep, page_bytes
 from ...kernels.spec import StepBatch, StepOutput
 from ..models.model_file import LoadedModel
 from ..models.native_weights import native_weights
+
+MODELS = Path(__file__).parents[1] / "models"
+# Python that has a say in a page's bits, beside the C++: what is packed and how, and how finely it is computed.
+CODE = (HERE / "pack.py", HERE / "step.py", MODELS / "native_weights.py", MODELS / "weights.py", MODELS / "quants.py")
 
 
 class NativeRunner:
@@ -14,7 +25,7 @@ class NativeRunner:
         spec = model.config.decoder
         self.vocab = spec.vocab
         self.context_length = spec.context_length
-        self.page_bytes = page_bytes(spec, page_size)
+        self.page_bytes, self._page_size = page_bytes(spec, page_size), page_size
         weights = native_weights(model.weights, spec)
         self.weight_bytes = weights.nbytes
         longest = min(spec.context_length, n_pages * page_size)
@@ -24,6 +35,18 @@ class NativeRunner:
     def describe(self) -> str:
         """One line for the start-up log: which kernels run, on what."""
         return f"native step ({self._step.isa}, {self._threads} threads), {self.weight_bytes / 1e6:.0f} MB of weights"
+
+    @property
+    def pages(self) -> NDArray[np.uint8]:
+        """The pool [n_pages, page_bytes]: see NativeStep."""
+        return self._step.pages
+
+    @property
+    def layout(self) -> str:
+        """All but the weights that a page's bits depend on: equal layouts mean equal pages for equal tokens."""
+        code = hashlib.sha256(b"".join(path.read_bytes() for path in CODE)).hexdigest()
+        parts = self._step.isa, self._page_size, self.page_bytes, self._step.spec, sources_hash(), code
+        return " ".join(map(str, parts))
 
     def run(self, batch: StepBatch) -> StepOutput:
         """See ModelRunner.run."""

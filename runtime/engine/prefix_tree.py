@@ -22,6 +22,12 @@ class Node:
     children: dict[Block | str, "Node"] = field(default_factory=dict)
     refs: int = 0
     used: int = 0
+    key: bytes = b""  # its page's in the store, if there is one
+
+    @property
+    def is_in_tree(self) -> bool:
+        """Whether its page is still its own."""
+        return self.parent is not None
 
 
 class PrefixTree:

@@ -58,8 +58,8 @@ def joined(outputs: Seq[TokenOutput]) -> TokenOutput:
 class Sequence:
     """A request with its state. The engine's thread alone touches it.
 
-    `computed` counts the tokens whose keys and values lie in `pages`. Both, and `nodes`, belong to the KvCache; nobody else
-    changes them. The first `len(nodes)` pages are in the prefix tree and may be shared; the rest are this sequence's own.
+    `computed` counts the tokens whose keys and values lie in `pages`. Both, `nodes` and `saved` belong to the KvCache; nobody
+    else changes them. The first `len(nodes)` pages are in the prefix tree and may be shared; the rest are this sequence's own.
     """
 
     request: GenerationRequest
@@ -71,7 +71,9 @@ class Sequence:
     computed: int = 0
     pages: "array[int]" = field(default_factory=lambda: array("i"))  # an array: numpy copies it without a look at each number
     nodes: list[Node] = field(default_factory=list)
-    cached_tokens: int = 0  # of the prompt, taken from the tree
+    cached_tokens: int = 0  # of the prompt, taken from the tree or the store
+    restoring: bool = False  # its next pages may be in the store: they are taken from there before it computes
+    saved: int = 0  # of `nodes`, those that the store was told to keep
     preempted: bool = False
     aborted: Failure | None = None
     guesses: Guesses = field(default_factory=Guesses)

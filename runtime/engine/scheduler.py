@@ -27,12 +27,16 @@ class Scheduler:
     def schedule(self) -> Plan:
         """Choose this step's work and give it its pages."""
         budget, plan = self._config.token_budget, {}
+        loads = self._config.restored_pages
         pushed_out: set[Sequence] = set()
         for sequence in sorted(self.running, key=_is_behind):  # stable: else in the order of arrival
             if sequence in pushed_out:
                 continue
             if sequence.missing > 1:
                 self._cache.catch_up(sequence)
+                loads -= self._cache.restore(sequence, loads)
+                if sequence.restoring:  # it goes on with that in the next step: reading must not hold up all others
+                    continue
             n = min(sequence.missing, budget)
             while n and not self._cache.extend(sequence, n):
                 victim = self._push_out_newest()
@@ -46,6 +50,9 @@ class Scheduler:
         # Who was pushed out in this step doesn't come back in it, nor does anybody who came later.
         while budget and not pushed_out and self._admit():
             sequence = self.running[-1]
+            loads -= self._cache.restore(sequence, loads)
+            if sequence.restoring:
+                continue
             plan[sequence] = n = min(sequence.missing, budget)
             sequence.guessed = []
             self._cache.extend(sequence, n)
@@ -96,6 +103,7 @@ class Scheduler:
             sequence.cached_tokens = cached_before
             return False
         self.running.append(self.waiting.popleft())
+        sequence.restoring = True
         return True
 
 

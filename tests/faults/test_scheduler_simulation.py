@@ -2,7 +2,8 @@
 
 The model is a fake that keeps, per KV slot, the token and position written there, and whose next token is a hash of the whole
 context as it stands in the pages that it is shown. A page that is shared wrongly, freed too early or filled twice changes the
-text. Checked: text equal to the same request's alone, one end per request, page counts, bounded waiting.
+text. Half of the seeds have a store of pages that outlive the pool, late to copy and seldom to be relied on, which is handed
+on to a second engine. Checked: text equal to the same request's alone, one end per request, page counts, bounded waiting.
 
 The full run, 10^5 requests for each of 20 seeds:
 
@@ -14,6 +15,7 @@ import os
 import random
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -49,8 +51,9 @@ class FakeModel:
     vocab, context_length = VOCAB, CONTEXT
 
     def __init__(self, config: EngineConfig, fail_at: frozenset[int] = frozenset()) -> None:
-        n_slots = config.n_pages * config.page_size
-        self.tokens, self.positions = np.zeros(n_slots, np.int64), np.full(n_slots, -1, np.int64)
+        slots = np.full(config.n_pages * config.page_size, -1, [("token", np.int64), ("position", np.int64)])
+        self.tokens, self.positions = slots["token"], slots["position"]
+        self.pages = slots.view(np.uint8).reshape(config.n_pages, -1)
         self.config, self._fail_at, self.steps = config, fail_at, 0
 
     def run(self, batch: StepBatch) -> StepOutput:
@@ -82,6 +85,46 @@ class FakeModel:
         inside = np.arange(slots.shape[1]) < batch.context_lens[:, None]
         assert (self.positions[slots] == np.arange(slots.shape[1]))[inside].all(), "a row sees a slot of another position"
         return self.tokens[slots]
+
+
+class LateStore:
+    """A PageStore that copies pages when it gets round to it, and loses some. `pages` is the pool of who uses it now."""
+
+    def __init__(self, rng: random.Random, most: int) -> None:
+        self.pages = np.zeros((0, 0), np.uint8)
+        self.kept: dict[bytes, NDArray[np.uint8]] = {}
+        self.loads = self.restored = 0
+        self._rng, self._most = rng, most
+        self._asked: list[tuple[bytes, int, Callable[[], bool]]] = []
+
+    def has(self, key: bytes) -> bool:
+        return key in self.kept
+
+    def load(self, key: bytes, page: int) -> bool:
+        self.loads += 1
+        if self._rng.random() < 0.1:  # broken
+            self.kept.pop(key)
+            self.pages[page] = 255
+            return False
+        self.pages[page] = self.kept[key]
+        self.restored += 1
+        return True
+
+    def keep(self, key: bytes, page: int, depth: int, is_kept: Callable[[], bool]) -> None:
+        self._asked.append((key, page, is_kept))
+
+    def discard(self, key: bytes) -> None:
+        self.kept.pop(key, None)
+        self._asked = [asked for asked in self._asked if asked[0] != key]
+
+    def work(self) -> None:
+        """The store's thread has its turn."""
+        while self._asked and self._rng.random() < 0.8:
+            key, page, is_kept = self._asked.pop(0)
+            if is_kept():
+                self.kept[key] = self.pages[page].copy()
+        while len(self.kept) > self._most:
+            self.kept.pop(self._rng.choice(list(self.kept)))
 
 
 class FakeTokenizer:
@@ -135,18 +178,29 @@ class Simulation:
         # The smallest pool holds one longest sequence and a little more; budgets go from one token a row to whole prompts.
         n_pages = CONTEXT // page_size + rng.randrange(1, 80)
         max_batch = rng.choice((1, 3, 8, 16, 32) if n_requests < 1000 else (8, 16, 32))
-        self.config = EngineConfig(n_pages, page_size, max_batch, max_batch + rng.choice((1, 7, 40, 200)))
+        budget = max_batch + rng.choice((1, 7, 40, 200))
+        self.config = EngineConfig(n_pages, page_size, max_batch, budget, restored_pages=rng.choice((1, 2, 16)))
         fail_at = frozenset(rng.sample(range(1, n_requests * 4), n_requests // 400))
         self.model = FakeModel(self.config, fail_at)
-        self.core = EngineCore(self.model, FakeTokenizer(), self.config)
+        self.store = LateStore(rng, rng.choice((10, 100, 1000))) if seed % 2 else None
+        self.core = self._start()
         self.n_requests, self.clock, self.next_arrival, self.made = n_requests, 0.0, 0.0, 0
         self.live: dict[str, Expected] = {}
         self.families = [self._family() for _ in range(8)]
         self.last_prompt = [1]
         self.ends: Counter[str] = Counter()
+        self.restarts = 0
+
+    def _start(self) -> EngineCore:
+        if self.store is not None:
+            self.store.pages = self.model.pages
+        return EngineCore(self.model, FakeTokenizer(), self.config, self.store)
 
     def run(self) -> "Simulation":
         while self.made < self.n_requests or self.live:
+            if self.store is not None and not self.live and self.rng.random() < 0.02:
+                self.store._asked.clear()
+                self.core, self.restarts = self._start(), self.restarts + 1
             self._arrive()
             self._step()
             if self.core.steps % 16 == 0 or not self.live:
@@ -206,10 +260,13 @@ class Simulation:
         leaving = [e for e in self.live.values() if e.abort_at is not None and e.abort_at <= self.model.steps]
         for expected in leaving:
             self.core.abort(expected.request.id)
-        before = self.model.steps
+        before, loads, restored = self.model.steps, self.store and self.store.loads, self.store.restored if self.store else 0
         outputs = self.core.step()
         self.clock += 1
-        assert outputs or self.model.steps == before + 1, "work, but no step"
+        assert outputs or self.model.steps == before + 1 or (self.store and self.store.loads != loads), "work, but no step"
+        if self.store is not None:
+            assert self.store.restored - restored <= self.config.restored_pages, "reading held up the step"
+            self.store.work()
         for request_id, output in outputs:
             self._take(self.live[request_id], output)
         assert all(e.end is not None for e in leaving), "an abort took longer than a step"
@@ -269,12 +326,14 @@ def test_any_order_of_arrival_gives_each_request_its_own_text(seed: int):
 def test_the_simulation_does_push_out_evict_and_share():
     """Over its seeds it must reach what it is there to test."""
     seen: Counter[str] = Counter()
-    for seed in range(100, 106):
+    for seed in range(100, 118):
         simulation = Simulation(seed, 300).run()
         seen["preempted"] += simulation.core.scheduler.preemptions
         seen["cached"] += simulation.core.prefix_hit_tokens
         seen["in the tree at the end"] += simulation.core.cache.tree.n_pages
-    assert all(seen[what] for what in ("preempted", "cached", "in the tree at the end")), seen
+        seen["restored"] += simulation.store.restored if simulation.store else 0
+        seen["restarts"] += simulation.restarts
+    assert all(seen[what] for what in ("preempted", "cached", "in the tree at the end", "restored", "restarts")), seen
 
 
 def test_seeded_sampling_is_the_same_in_any_company():

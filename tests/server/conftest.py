@@ -12,6 +12,7 @@ import pytest
 import uvicorn
 import uvloop
 
+from baseload.runtime.engine.kv_store import StoreStats
 from baseload.server.app import create_app
 from baseload.server.http_protocol import Limits, bounded
 from baseload.server.run import Server, bind, uvicorn_config
@@ -96,6 +97,7 @@ class Stats:
     steps: int = 70
     last_step_age_s: float = 0.1
     alive: bool = True
+    kv_store: StoreStats = field(default_factory=StoreStats)
 
 
 @dataclass

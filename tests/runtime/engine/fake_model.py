@@ -6,6 +6,7 @@ that what a row sees through its page table is one unbroken context; the next lo
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,6 +110,17 @@ class FakeRunner:
         used = tables[np.arange(tables.shape[1]) < -(-lens // size)[:, None]]
         readers = np.bincount(used)
         assert (readers[written] == 1).all(), "a page is written that another row reads"
+
+
+class PagedRunner(FakeRunner):
+    """What it remembers lies in `pages`, so a page can be copied out and put back, and a wrong one is noticed."""
+
+    def __init__(self, n_pages: int, page_size: int, context_length: int = 256, **more: Any) -> None:
+        super().__init__(context_length=context_length, **more)
+        slots = np.zeros(n_pages * page_size, [("token", np.int64), ("position", np.int64), ("sum", np.uint64)])
+        self._tokens, self._positions, self._sums = slots["token"], slots["position"], slots["sum"]
+        self.pages = slots.view(np.uint8).reshape(n_pages, -1)
+        self.page_bytes = self.pages.shape[1]
 
 
 class FakeTokenizer:
