@@ -22,7 +22,7 @@ import psutil
 
 from ..kernels.spec import StepBatch, StepOutput
 from ..runtime.engine import Engine, EngineConfig
-from ..runtime.local_backend import LocalBackend
+from ..runtime.local_backend import LocalBackend, always
 from ..runtime.models.model_file import load_model
 
 WORD = b"GET /ready HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -57,9 +57,11 @@ def serve(port: int, path: Path, step_s: float, profile: bool) -> None:
         runner = SleepingRunner(model.config.decoder.vocab, step_s, word)
         engine = Engine(runner, model.tokenizer, EngineConfig(n_pages=8192, max_guess=0))
         ledger = Ledger.open(f"sqlite:///{tempfile.mkdtemp()}/ledger.db")
-        router = Router([LocalBackend(model, engine, "sleeper")], {}, Policy(False, frozenset(), ()), ledger)
+        router = Router(
+            [LocalBackend(model, always(engine), "sleeper", engine.longest)], {}, Policy(False, frozenset(), ()), ledger
+        )
         engine.start()
-        return Services(router, ledger, engine, "sleeper")
+        return Services(router, ledger, lambda: {"sleeper": engine})
 
     settings = Settings(server=ServerSettings(port=port), log=LogSettings(level="warning"))
     if not profile:

@@ -1,22 +1,22 @@
-"""A model file to an engine that is not started yet: the kernels that run it, the pool that fits, the limits."""
+"""A model file to a running engine: the kernels that run it, the pool that fits, the limits."""
 
 import hashlib
 import logging
+import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..kernels.cpu.library import NativeUnavailable, Pool
-from ..kernels.dispatch import choose, n_threads
+from ..kernels.cpu.step import page_bytes as native_page_bytes
+from ..kernels.dispatch import Implementation, choose, n_threads
 from ..wire.errors import ModelFileError
 from .engine import Engine, EngineConfig
 from .engine.kv_store import KvStore
 from .engine.model_runner import DescribedRunner
+from .engine.model_runner import page_bytes as torch_page_bytes
+from .engine.native_runner import NativeRunner
 from .models.model_file import LoadedModel, load_model
-
-if TYPE_CHECKING:
-    from .engine.native_runner import NativeRunner
 
 log = logging.getLogger("baseload.runtime")
 
@@ -35,28 +35,68 @@ class LoadOptions:
     kv_disk_mb: int = 2048  # how many of them, for each model
 
 
+@dataclass(frozen=True, slots=True)
+class OpenedModel:
+    """A model that can be started: all but its weights."""
+
+    model: LoadedModel
+    implementation: Implementation
+    config: EngineConfig
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it will need at most: its file, and its KV cache."""
+        spec, size = self.model.config.decoder, self.config.page_size
+        page = native_page_bytes(spec, size) if self.implementation == "native" else torch_page_bytes(spec, size)
+        path = self.model.path
+        files = path.glob("*.safetensors") if path.is_dir() else [path]
+        return sum(file.stat().st_size for file in files) + self.config.n_pages * page
+
+    @property
+    def longest(self) -> int:
+        """The longest sequence, prompt and answer, in tokens."""
+        return min(self.model.config.decoder.context_length, self.config.n_pages * self.config.page_size)
+
+
 class Loader:
     """Loads models; those on a CPU share one pool of threads, made when the first needs it."""
 
     def __init__(self, options: LoadOptions) -> None:
         self._options = options
         self._pool: Pool | None = None
+        self._lock = threading.Lock()
         self._beside = ThreadPoolExecutor(1, "digest")  # reads a file once more while its weights are packed
 
-    def load(self, path: Path) -> tuple[LoadedModel, Engine]:
-        """A model and its engine. Raises ModelFileError, in one line."""
+    def open(self, path: Path) -> OpenedModel:
+        """A model's header, tokenizer and template, and what it will need; its weights stay in the file. Raises
+        ModelFileError, in one line."""
         model = load_model(path)
+        spec, size = model.config.decoder, self._options.config.page_size
         try:
-            runner, config, store = self._runner(model)
+            implementation, reason = choose(spec, size, self._options.kernels)
         except NativeUnavailable as error:
             raise ModelFileError(f"{path.name}: {error}") from error
+        if reason:
+            log.warning("%s: answers will be slow, computed by torch: %s", path.name, reason)
         try:
             model.template.check()
         except ModelFileError as error:
             log.warning("%s: %s; only /v1/completions will work", path.name, error.message)
+        page = native_page_bytes(spec, size) if implementation == "native" else torch_page_bytes(spec, size)
+        return OpenedModel(model, implementation, self._sized(page))
+
+    def start(self, opened: OpenedModel) -> Engine:
+        """An engine with the model's weights, running. Blocks while they are read. Raises ModelFileError, in one line."""
+        config, name = opened.config, opened.model.path.name
+        try:
+            runner, store = self._native(opened) if opened.implementation == "native" else (self._torch(opened), None)
+        except NativeUnavailable as error:
+            raise ModelFileError(f"{name}: {error}") from error
         tokens = config.n_pages * config.page_size
-        log.info("%s: %s, %s, KV cache of %d tokens", path.name, model.config.family, runner.describe(), tokens)
-        return model, Engine(runner, model.tokenizer, config, store=store)
+        log.info("%s: %s, %s, KV cache of %d tokens", name, opened.model.config.family, runner.describe(), tokens)
+        engine = Engine(runner, opened.model.tokenizer, config, store=store, release=runner.close)
+        engine.start()
+        return engine
 
     def close(self) -> None:
         """Stop the threads. The engines must be closed."""
@@ -65,31 +105,25 @@ class Loader:
             self._pool = None
         self._beside.shutdown(wait=False, cancel_futures=True)
 
-    def _runner(self, model: LoadedModel) -> tuple[DescribedRunner, EngineConfig, KvStore | None]:
-        options, spec = self._options, model.config.decoder
-        size = options.config.page_size
-        implementation, reason = choose(spec, size, options.kernels)
-        if implementation == "native":
-            from .engine.native_runner import NativeRunner, page_bytes
-
-            config = self._sized(page_bytes(spec, size))
+    def _native(self, opened: OpenedModel) -> tuple[NativeRunner, KvStore | None]:
+        options, config, model = self._options, opened.config, opened.model
+        with self._lock:
             self._pool = self._pool or Pool(n_threads(options.threads))
-            digest = self._beside.submit(lambda: model.digest) if options.kv_disk else None
-            runner = NativeRunner(model, config.n_pages, size, self._pool)
-            return runner, config, self._store(runner, digest) if digest else None
-        log.warning("%s: answers will be slow, computed by torch: %s", model.path.name, reason)
+        digest = self._beside.submit(lambda: model.digest) if options.kv_disk else None
+        runner = NativeRunner(model, config.n_pages, config.page_size, self._pool)
+        return runner, self._store(runner, digest) if digest else None
+
+    def _torch(self, opened: OpenedModel) -> DescribedRunner:
         import torch  # takes seconds and hundreds of MB
 
-        from .engine.model_runner import page_bytes as torch_page_bytes
         from .engine.torch_runner import TorchRunner
 
-        torch.set_num_threads(n_threads(options.threads))
-        config = self._sized(torch_page_bytes(spec, size))
-        if options.kv_disk:
-            log.info("%s: torch keeps its KV pages to itself; none are kept on disk", model.path.name)
-        return TorchRunner(model, config.n_pages, size), config, None
+        torch.set_num_threads(n_threads(self._options.threads))
+        if self._options.kv_disk:
+            log.info("%s: torch keeps its KV pages to itself; none are kept on disk", opened.model.path.name)
+        return TorchRunner(opened.model, opened.config.n_pages, opened.config.page_size)
 
-    def _store(self, runner: "NativeRunner", digest: Future[str]) -> KvStore | None:
+    def _store(self, runner: NativeRunner, digest: Future[str]) -> KvStore | None:
         def identity() -> bytes:
             return hashlib.blake2b(f"{digest.result()} {runner.layout}".encode(), digest_size=32).digest()
 

@@ -3,9 +3,9 @@
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 
 from ..wire.backend import ModelInfo
 from ..wire.chat import ChatRequest, Event, Failure, Finish, TextDelta, Usage
@@ -21,26 +21,36 @@ N_THREADS = 2  # for templates and long prompts
 Indexed = tuple[int, TokenOutput]  # (choice, output)
 
 
+Lend = Callable[[], AbstractAsyncContextManager[Engine]]  # the model's engine, for as long as the block runs
+
+
+def always(engine: Engine) -> Lend:
+    """Lends an engine that is always there."""
+
+    @asynccontextmanager
+    async def lend() -> AsyncIterator[Engine]:
+        yield engine
+
+    return lend
+
+
 class LocalBackend:
     """A model in this process, behind wire.backend.Backend."""
 
-    def __init__(self, model: LoadedModel, engine: Engine, name: str, created: int = 0) -> None:
-        """`engine` runs `model`; `name` is what clients call it, `created` its unix time."""
-        self._model, self._engine = model, engine
+    def __init__(self, model: LoadedModel, lend: Lend, name: str, longest: int, created: int = 0) -> None:
+        """`lend` gives the engine that runs `model`, loading it if need be; `name` is what clients call it, `longest` the
+        longest sequence in tokens, `created` its unix time."""
+        self._model, self._lend, self._longest = model, lend, longest
         self._threads = ThreadPoolExecutor(N_THREADS, "prompt")
         self._longest_token = model.tokenizer.longest_token
-        info = ModelInfo(name, engine.longest, local=True, tools=model.template.knows_tools, created=created)
+        info = ModelInfo(name, longest, local=True, tools=model.template.knows_tools, created=created)
         self.models = (info,)
 
     async def generate(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
         """See Backend.generate."""
-        streams: list[GenerationStream] = []
         try:
             prompt = await self._encode(request)
-            streams += self._submit(request, prompt)
-            for index in range(len(streams) if request.echo else 0):
-                yield TextDelta(self._echo(request, prompt), index)
-            async with aclosing(_events(streams)) as events:
+            async with self._lend() as engine, aclosing(self._answer(engine, request, prompt)) as events:
                 async for event in events:
                     yield event
         except BaseloadError as error:
@@ -48,14 +58,11 @@ class LocalBackend:
         except Exception:
             log.exception("a request failed outside of the engine")
             yield _failure(InternalError("Something went wrong here; the log has the details."))
-        finally:
-            for stream in streams:
-                await stream.aclose()
 
     def count_tokens(self, request: ChatRequest) -> int:
         """See Backend.count_tokens; of a hopelessly long prompt, how many it has at least. Blocks while the template runs."""
         at_least = _n_bytes(request) // self._longest_token
-        return at_least if at_least >= self._engine.longest else len(self._tokens(request))
+        return at_least if at_least >= self._longest else len(self._tokens(request))
 
     def close(self) -> None:
         """Let the template's process and the threads go."""
@@ -65,10 +72,10 @@ class LocalBackend:
     async def _encode(self, request: ChatRequest) -> Sequence[int]:
         """The prompt's ids. Another thread makes them where that may take long: a template runs in a process of its own,
         which is waited for."""
-        if (at_least := _n_bytes(request) // self._longest_token) >= self._engine.longest:
+        if (at_least := _n_bytes(request) // self._longest_token) >= self._longest:
             # Tokenising tens of megabytes takes a minute, and the answer is known without.
             raise ContextLengthExceeded(
-                f"This model's maximum context length is {self._engine.longest} tokens. However, your prompt has at least "
+                f"This model's maximum context length is {self._longest} tokens. However, your prompt has at least "
                 f"{at_least} tokens. Please shorten it.",
                 param="messages",
             )
@@ -86,22 +93,35 @@ class LocalBackend:
         needs_bos = self._model.config.add_bos and bos is not None and ids[:1] != [bos]
         return [bos, *ids] if needs_bos and bos is not None else ids
 
-    def _submit(self, request: ChatRequest, prompt: Sequence[int]) -> list[GenerationStream]:
-        """One stream for each choice, or none and an exception."""
-        streams: list[GenerationStream] = []
-        name = uuid.uuid4().hex
+    async def _answer(self, engine: Engine, request: ChatRequest, prompt: Sequence[int]) -> AsyncGenerator[Event, None]:
+        streams = _submit(engine, request, prompt)
         try:
-            for choice in range(request.sampling.n):
-                wanted = GenerationRequest(f"{name}-{choice}", prompt, request.sampling, choice)
-                streams.append(self._engine.submit(wanted))
-        except BaseloadError:
+            for index in range(len(streams) if request.echo else 0):
+                yield TextDelta(self._echo(request, prompt), index)
+            async with aclosing(_events(streams)) as events:
+                async for event in events:
+                    yield event
+        finally:
             for stream in streams:
-                self._engine.abort(stream.request_id)
-            raise
-        return streams
+                await stream.aclose()
 
     def _echo(self, request: ChatRequest, prompt: Sequence[int]) -> str:
         return request.prompt if isinstance(request.prompt, str) else self._model.tokenizer.decode(prompt)
+
+
+def _submit(engine: Engine, request: ChatRequest, prompt: Sequence[int]) -> list[GenerationStream]:
+    """One stream for each choice, or none and an exception."""
+    streams: list[GenerationStream] = []
+    name = uuid.uuid4().hex
+    try:
+        for choice in range(request.sampling.n):
+            wanted = GenerationRequest(f"{name}-{choice}", prompt, request.sampling, choice)
+            streams.append(engine.submit(wanted))
+    except BaseloadError:
+        for stream in streams:
+            engine.abort(stream.request_id)
+        raise
+    return streams
 
 
 def _n_bytes(request: ChatRequest) -> int:

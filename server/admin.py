@@ -25,8 +25,7 @@ async def health(request: Request) -> Response:
     life: Life = request.app.state.life
     if life.services is None:
         return _not("starting")
-    engine = life.services.engine
-    if engine is not None and not engine.stats().alive:
+    if not all(engine.stats().alive for engine in life.services.engines().values()):
         return _not("the engine is stuck or has died")
     return json_reply({"status": "ok"})
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from ..harness.job import load_jobs
@@ -14,6 +15,7 @@ from ..router.suppliers.resilience import Resilient
 from ..runtime.engine import Engine, EngineConfig
 from ..runtime.loading import Loader, LoadOptions
 from ..runtime.local_backend import LocalBackend
+from ..runtime.shelf import Shelf
 from ..runtime.store import default_root
 from ..wire.client import HttpBackend
 from ..wire.egress import Egress, EgressRecord
@@ -33,21 +35,20 @@ def door(settings: Settings, ledger: Ledger, hosts: Sequence[str]) -> Egress:
 
 
 async def build_services(settings: Settings, files: Sequence[tuple[str, Path]]) -> Services:
-    """Load the models `files` (name, path; the first is `local`) and start everything. Raises BaseloadError, in one line."""
+    """Open the models `files` (name, path; the first is `local`), load the first and start everything; the others are loaded
+    when they are asked for. Raises BaseloadError, in one line."""
     profiles = load_profiles(CONFIGS / "suppliers", settings.suppliers)
     allowed = frozenset(settings.router.allowed_suppliers)
     ledger = Ledger.open(settings.ledger.url or default_url())
     ledger.reconcile()
     loader = Loader(load_options(settings.engine))
-    engines: list[Engine] = []
+    shelf: Shelf[Engine] = Shelf(settings.engine.memory_mb << 20)
     local: list[LocalBackend] = []
     remote: dict[str, tuple[SupplierProfile, Resilient]] = {}
     clients: list[HttpBackend] = []
 
     async def close() -> None:
-        for engine in engines:
-            await engine.drain(0)
-            engine.close()
+        await shelf.close()
         for backend in local:
             backend.close()
         loader.close()
@@ -58,10 +59,11 @@ async def build_services(settings: Settings, files: Sequence[tuple[str, Path]]) 
     try:
         egress = door(settings, ledger, [p.host for p in profiles.values() if p.name in allowed])
         for name, path in files:
-            model, engine = await asyncio.to_thread(loader.load, path)
-            engines.append(engine)
-            local.append(LocalBackend(model, engine, name))
-            engine.start()
+            opened = await asyncio.to_thread(loader.open, path)
+            shelf.add(name, partial(loader.start, opened), opened.nbytes)
+            local.append(LocalBackend(opened.model, partial(shelf.lend, name), name, opened.longest))
+        async with shelf.lend(files[0][0]):
+            pass
         for name, profile in profiles.items():
             clients.append(HttpBackend(profile.connection(), profile.models, egress))
             remote[name] = (profile, Resilient(clients[-1], name))
@@ -71,7 +73,7 @@ async def build_services(settings: Settings, files: Sequence[tuple[str, Path]]) 
     except BaseException:
         await close()
         raise
-    return Services(router, ledger, engines[0], files[0][0], jobs, close)
+    return Services(router, ledger, lambda: shelf.loaded, jobs, close)
 
 
 def load_options(settings: EngineSettings) -> LoadOptions:

@@ -61,13 +61,12 @@ class _EngineCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         services = self._life.services
-        if services is None or services.engine is None:
-            return
-        stats, labels = services.engine.stats(), [services.model]
+        stats = {name: engine.stats() for name, engine in services.engines().items()} if services else {}
         for kind, table in ((GaugeMetricFamily, _GAUGES), (CounterMetricFamily, _COUNTERS)):
-            for name, text, value in table:
+            for name, text, value in table if stats else ():
                 family = kind(name, text, labels=["model_name"])
-                family.add_metric(labels, value(stats))
+                for model, numbers in stats.items():
+                    family.add_metric([model], value(numbers))
                 yield family
 
 

@@ -62,8 +62,7 @@ class Services:
 
     router: Router
     ledger: Ledger | None = None
-    engine: Engine | None = None
-    model: str = ""  # the name that the engine's numbers go by
+    engines: Callable[[], Mapping[str, Engine]] = dict  # of the models that are loaded now, by name
     jobs: Mapping[str, Job] = field(default_factory=dict)
     close: Callable[[], Awaitable[None]] = nothing_to_close
 

@@ -63,6 +63,7 @@ class EngineSettings:
 
     kernels: str = one_of("auto", "auto", "native", "torch")  # auto: native, and torch for models that it does not run
     page_size: int = bounded(32, 1, 1024)  # tokens; a multiple of 16 for the native kernels
+    memory_mb: int = bounded(0, 0, 16_777_216)  # of all models together, KV caches included; 0: no limit
     kv_memory_mb: int = bounded(1024, 1, 4_194_304)
     kv_disk_mb: int = bounded(2048, 0, 1_073_741_824)  # for each model, in $BASELOAD_HOME/kv; 0: nothing outlives the process
     max_batch: int = bounded(64, 1, 4096)  # sequences in one step

@@ -139,8 +139,10 @@ class Engine:
         config: EngineConfig,
         clock: Callable[[], float] = time.monotonic,
         store: KvStore | None = None,
+        release: Callable[[], None] | None = None,
     ) -> None:
-        self.config, self._store = config, store
+        """`release` gives back what the runner holds; called by `close` once nothing runs in it."""
+        self.config, self._store, self._release = config, store, release
         self._runner, self._tokenizer, self._clock = runner, tokenizer, clock
         self._model = threading.Lock()
         self._counted: Counter[str] = Counter()  # by earlier generations
@@ -209,6 +211,11 @@ class Engine:
             now.thread.join(CLOSE_S)
         if self._store is not None:
             self._store.close(CLOSE_S)
+        # A step that is stuck for good keeps its memory: it may yet write there.
+        if self._release is not None and self._model.acquire(timeout=CLOSE_S):
+            self._release()
+            self._release = None
+            self._model.release()
 
     def stats(self) -> EngineStats:
         """Safe from any thread."""

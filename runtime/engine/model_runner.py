@@ -40,10 +40,14 @@ class ModelRunner(Protocol):
 
 
 class DescribedRunner(ModelRunner, Protocol):
-    """A runner that can say what it runs on."""
+    """A runner that can say what it runs on, and be done with."""
 
     def describe(self) -> str:
         """One line for the start-up log."""
+        ...
+
+    def close(self) -> None:
+        """Let the weights and the pool go; nothing may run."""
         ...
 
 

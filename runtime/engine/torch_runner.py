@@ -33,3 +33,6 @@ class TorchRunner:
     def copy_page(self, src: int, dst: int) -> None:
         """See ModelRunner.copy_page."""
         self._pool.copy_page(src, dst)
+
+    def close(self) -> None:
+        """See DescribedRunner.close. Python lets them go with the runner."""

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from baseload.runtime.engine import Engine, EngineConfig
-from baseload.runtime.local_backend import LONG_PROMPT, LocalBackend
+from baseload.runtime.local_backend import LONG_PROMPT, LocalBackend, always
 from baseload.runtime.models.model_file import LoadedModel
 from baseload.wire.backend import Backend
 from baseload.wire.chat import ChatRequest, Event, Failure, Finish, Message, SamplingParams, Text, TextDelta, Usage
@@ -73,7 +73,7 @@ class House:
         settings = EngineConfig(**{"n_pages": 60, "page_size": 4, "token_budget": 32, **config})
         self.engine = Engine(self.runner, Letters(), settings)
         shape = SimpleNamespace(tokenizer=Letters(), template=self.template, config=SimpleNamespace(add_bos=add_bos))
-        self.backend = LocalBackend(cast(LoadedModel, shape), self.engine, "tiny", created=7)
+        self.backend = LocalBackend(cast(LoadedModel, shape), always(self.engine), "tiny", self.engine.longest, created=7)
 
 
 async def idle(engine: Engine) -> None:
@@ -216,7 +216,7 @@ async def test_a_long_plain_prompt_is_tokenised_elsewhere(monkeypatch: pytest.Mo
         return [1, 2, 3]
 
     monkeypatch.setattr(Letters, "encode", encode)
-    monkeypatch.setattr(Letters, "token_bytes", lambda self, id, /: b"x" * 9999)
+    monkeypatch.setattr(Letters, "longest_token", 9999)
     async with house() as h:
         await answer(h.backend, plain("x" * (LONG_PROMPT - 1)))
         await answer(h.backend, plain("x" * LONG_PROMPT))

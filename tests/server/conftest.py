@@ -169,7 +169,7 @@ def serve() -> Iterator[Callable[..., Running]]:
     ) -> Running:
         settings = Settings(server=ServerSettings(**{"port": 0, "drain_timeout_s": 5.0} | section))
         router, engine, ledger = ScriptedRouter(script), ScriptedEngine(), ScriptedLedger()
-        services = Services(router, ledger, engine, model="tiny")
+        services = Services(router, ledger, lambda: {"tiny": engine})
         app = create_app(services if started else None, settings, env={"BASELOAD_API_KEY": key})
         config = uvicorn_config(app, settings.server)
         if limits:

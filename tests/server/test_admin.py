@@ -24,7 +24,7 @@ def test_while_starting_only_health_speaks_and_says_so(serve):
         assert "starting" in answer.text
     assert running.post().json()["error"]["code"] == "starting"
     assert running.get("/metrics").status_code == 200
-    running.app.state.life.start(Services(running.router, running.ledger, running.engine))
+    running.app.state.life.start(Services(running.router, running.ledger, lambda: {"tiny": running.engine}))
     for path in ("/health", "/ready", "/v1/models"):
         assert running.get(path).status_code == 200
 
