@@ -308,6 +308,22 @@ def test_what_was_found_broken_is_written_again(filled: Path):
     assert read_all(filled) == (sound(), 0)
 
 
+def test_what_was_computed_though_it_was_there_is_written_again(filled: Path):
+    """The page before it was broken, so nobody came to read it; it may be broken itself."""
+    path = file_of(filled)
+    whole = bytearray(path.read_bytes())
+    for i in range(N_BROKEN):
+        whole[HEADER_BYTES + i * SLOT + 100] ^= 1
+    path.write_bytes(whole)
+    with opened(filled, new_pool()) as store:
+        assert get(store, 0) is None
+        keep(store, *range(N_BROKEN))
+        assert store.stats().saved == N_BROKEN
+        keep(store, *range(N_BROKEN))
+        assert store.stats().saved == N_BROKEN, "once"
+    assert read_all(filled) == (sound(), 0)
+
+
 def test_a_file_cut_while_it_is_open_gives_no_wrong_page(filled: Path):
     with opened(filled, new_pool(3)) as store:
         os.truncate(file_of(filled), HEADER_BYTES + SLOT + 50)
