@@ -12,8 +12,8 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-WORDS = "time year people way day man thing woman life child world school state family student group country".split()
-PROMPT = " ".join(random.Random(11).choices(WORDS, k=4000))
+WORDS = "time year people way day man thing woman life child world school state family student group country"
+PROMPT = " ".join(random.Random(11).choices(WORDS.split(), k=4000))
 TOKENS = 24
 
 
