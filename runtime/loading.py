@@ -20,7 +20,7 @@ from .models.model_file import LoadedModel, load_model
 
 log = logging.getLogger("baseload.runtime")
 
-RESTORED_BYTES = 16 << 20  # read back from the store in one step: some 25 ms, so that those who decode hardly notice
+RESTORED_BYTES = 8 << 20  # read back from the store in one step: 12 to 50 ms, so that those who decode hardly notice
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,6 +84,7 @@ class KvStore:
         self._wake = threading.Condition()  # guards all of the following
         self._slots: OrderedDict[bytes, int] = OrderedDict()  # by key, the last to go at the end
         self._free: list[int] = []
+        self._unproven: set[bytes] = set()  # of the keys that a scan has found, those whose pages nobody has read yet
         self._queued: set[bytes] = set()  # keys of pages that wait to be written, or are being written
         self._jobs: deque[Callable[[PageFile], None]] = deque()
         self._working = True  # the thread opens the file first
@@ -118,6 +119,7 @@ class KvStore:
         self._mind_the_time(self._clock() - began)
         with self._wake:
             self._hits += is_sound
+            self._unproven.discard(key)
             if not is_sound and self._slots.get(key) == slot:  # else it was written over meanwhile, which is no fault
                 self._corrupt += 1
                 self._free.append(self._slots.pop(key))
@@ -128,6 +130,9 @@ class KvStore:
         with self._wake:
             if self._file is not None and depth >= self._file.n_slots:
                 return  # it would push out those that it is of no use without
+            if key in self._unproven:  # and yet it was computed, because a page before it was broken: this one may be, too
+                self._unproven.remove(key)
+                self._free.append(self._slots.pop(key))
             if key in self._slots:
                 self._slots.move_to_end(key)
             elif self._closing or key in self._queued:
@@ -142,6 +147,7 @@ class KvStore:
         """See PageStore."""
         with self._wake:
             self._queued.discard(key)
+            self._unproven.discard(key)
             if (slot := self._slots.pop(key, None)) is not None:
                 self._add(functools.partial(self._erase, slot))
 
@@ -182,6 +188,7 @@ class KvStore:
             with self._wake:
                 self._file, self._working = None, False
                 self._slots.clear()
+                self._unproven.clear()
                 self._wake.notify_all()
             if file is not None:
                 file.close()
@@ -193,6 +200,7 @@ class KvStore:
         found = file.scan()
         with self._wake:
             self._slots, self._free, self._stamp = OrderedDict(found.slots), found.free, found.stamp
+            self._unproven = set(found.slots)
             self._corrupt += found.n_broken + file.was_foreign
             self._file = file
         log.info("%d KV pages of %d on disk, in %s", len(found.slots), file.n_slots, folder_of(self._root, identity))
@@ -218,7 +226,7 @@ class KvStore:
                 self._queued.remove(key)
                 self._dropped += 1
                 return
-            slot = self._free.pop() if self._free else self._slots.popitem(last=False)[1]
+            slot = self._free.pop() if self._free else self._evict()
             self._stamp += 1
         file.write(slot, key, self._stamp, copy)
         with self._wake:
@@ -228,6 +236,11 @@ class KvStore:
                 self._saved += 1
             else:
                 self._add(functools.partial(self._erase, slot))
+
+    def _evict(self) -> int:
+        key, slot = self._slots.popitem(last=False)
+        self._unproven.discard(key)
+        return slot
 
     def _erase(self, slot: int, file: PageFile) -> None:
         file.erase(slot)
@@ -251,6 +264,7 @@ class KvStore:
                 return
             self._closing, self._file = True, None
             self._slots.clear()
+            self._unproven.clear()
             self._queued.clear()
             self._jobs.clear()
             self._wake.notify_all()

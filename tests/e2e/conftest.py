@@ -118,11 +118,12 @@ Start = Callable[..., Server]
 
 @pytest.fixture(scope="session")
 def start(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """`start("--air-gap", config=TOML)` starts a server and waits until it is ready; it is killed at the session's end."""
+    """`start("--air-gap", config=TOML)` starts a server and waits until it is ready; it is killed at the session's end.
+    `home`: an earlier server's, to go on from."""
     started: list[Server] = []
 
-    def begin(*options: str, config: str = "", env: dict[str, str] | None = None) -> Server:
-        home = tmp_path_factory.mktemp("home")
+    def begin(*options: str, config: str = "", env: dict[str, str] | None = None, home: Path | None = None) -> Server:
+        home = home or tmp_path_factory.mktemp("home")
         (home / "sitecustomize.py").write_text(WATCH_SOCKETS)
         # A step of a busy test machine may take longer than the ten seconds after which an engine counts as stuck.
         text = f'[models]\nserve = ["{MODEL}"]\nstore = "{default_root()}"\n[engine]\nwatchdog_s = 120.0\n{config}'

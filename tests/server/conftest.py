@@ -97,7 +97,7 @@ class Stats:
     steps: int = 70
     last_step_age_s: float = 0.1
     alive: bool = True
-    kv_store: StoreStats = field(default_factory=StoreStats)
+    kv_store: StoreStats = field(default_factory=lambda: StoreStats(True, 7, 7000, 8, 9, 1, 11, 2))
 
 
 @dataclass

@@ -67,6 +67,14 @@ def test_the_engines_numbers_have_vllms_names(serve):
         "baseload_kv_pages_free": 60,
         "baseload_kv_pages_cached": 15,
         "baseload_engine_alive": 1,
+        "baseload_kv_store_enabled": 1,
+        "baseload_kv_store_pages": 7,
+        "baseload_kv_store_bytes": 7000,
+        "baseload_kv_store_hits_total": 8,
+        "baseload_kv_store_misses_total": 9,
+        "baseload_kv_store_corrupt_total": 1,
+        "baseload_kv_store_saved_total": 11,
+        "baseload_kv_store_dropped_total": 2,
     }
     assert {name: sample(page, name + label) for name in expected} == expected
 

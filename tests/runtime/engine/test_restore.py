@@ -293,8 +293,9 @@ async def test_a_new_generation_of_the_engine_uses_the_store_and_the_old_one_spo
                 return super().token_bytes(id)
 
         old.core._tokenizer = Stuck()
-        sampling = SamplingParams(temperature=0.0, max_tokens=2, logprobs=0)
-        stuck = engine.submit(GenerationRequest("stuck", PROMPT[::-1], sampling))
+        stuck = engine.submit(
+            GenerationRequest("stuck", PROMPT[::-1], SamplingParams(temperature=0.0, max_tokens=2, logprobs=0))
+        )
         await asyncio.to_thread(held.wait, 20)
         now[0] += 600
         (failed,) = [output async for output in stuck]
