@@ -18,7 +18,9 @@ from .spec import StepBatch
 __all__ = [
     "RoundedWeight",
     "add_rms_norm",
+    "coarse",
     "embed",
+    "fine",
     "gelu_tanh_mul",
     "linear",
     "paged_attention",
@@ -33,6 +35,7 @@ __all__ = [
     "to_bf16",
     "write_kv",
 ]
+LEAST = 1e-30  # 32 inputs that span no more count as zeros
 KEYS = 64  # of attention's inner loop, at absolute positions: each such block weighs its keys by the largest score so far
 
 
@@ -41,26 +44,42 @@ def to_bf16(x: torch.Tensor) -> torch.Tensor:
     return x.bfloat16().float()
 
 
-def quantise_coarse(x: torch.Tensor) -> torch.Tensor:
-    """x [T, in] as 8-bit integers stand for it: 256 steps from the least to the largest of each 32 and 0."""
+def quantise_coarse(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """x [T, in] in steps of 8 bits: integers [T, G, 32] and what one of them stands for [T, G, 1].
+
+    256 steps go from the least to the largest of each 32 and 0; the integers are counted from that which stands for 0.
+    """
     groups = x.unflatten(-1, (-1, GROUP))
     top, bottom = groups.amax(-1, keepdim=True).clamp(min=0), groups.amin(-1, keepdim=True).clamp(max=0)
-    step = (top - bottom) * (1 / torch.tensor(255.0))
-    inverse = _inverse(255.0, top - bottom)
+    span = top - bottom
+    inverse = _inverse(255, span)
     zero = (-bottom * inverse).round() - 128
     codes = (groups.double() * inverse + zero).float().clamp(-128, 127).round()  # one rounding, as a fused product has
-    return (step * (codes - zero)).flatten(-2)
+    return codes - zero, span * torch.tensor(1 / 255)
 
 
-def quantise_fine(x: torch.Tensor) -> torch.Tensor:
-    """x [T, in] as 16-bit integers stand for it: steps of the largest magnitude of each 32 / 32512."""
+def quantise_fine(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same in steps of 16 bits: of the largest magnitude / 32512."""
     groups = x.unflatten(-1, (-1, GROUP))
     peak = groups.abs().amax(-1, keepdim=True)
-    return (peak * (1 / torch.tensor(32512.0)) * (groups * _inverse(32512.0, peak)).round()).flatten(-2)
+    return (groups * _inverse(32512, peak)).round(), peak * torch.tensor(1 / 32512)
 
 
 def _inverse(steps: float, span: torch.Tensor) -> torch.Tensor:
-    return torch.where(span > 0, steps / span, 0.0)
+    # Torch divides a number by a tensor in two roundings, a tensor by a tensor in one.
+    return torch.where(span > LEAST, torch.tensor(float(steps)) / span, 0.0)
+
+
+def coarse(x: torch.Tensor) -> torch.Tensor:
+    """x [T, in] as quantise_coarse has it."""
+    integers, step = quantise_coarse(x)
+    return (integers * step).flatten(-2)
+
+
+def fine(x: torch.Tensor) -> torch.Tensor:
+    """x [T, in] as quantise_fine has it."""
+    integers, step = quantise_fine(x)
+    return (integers * step).flatten(-2)
 
 
 @dataclass(frozen=True, slots=True)

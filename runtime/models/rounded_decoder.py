@@ -42,7 +42,7 @@ class RoundedDecoder(Decoder):
 def _inputs(format: Format, fine: int) -> Rounding:
     if format == Format.BF16:
         return rounded.to_bf16
-    return rounded.quantise_fine if fine else rounded.quantise_coarse
+    return rounded.fine if fine else rounded.coarse
 
 
 class _Unpacked:
