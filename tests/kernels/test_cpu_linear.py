@@ -52,7 +52,7 @@ def meant(weight: Grouped) -> tuple[NDArray, NDArray, NDArray]:
     codes = np.concatenate((weight.codes & 15, weight.codes >> 4), -1) if small else weight.codes
     bias = 0 if weight.m is not None else 8 if small else 128
     m = np.zeros_like(weight.d) if weight.m is None else weight.m
-    return codes.astype(np.float64) - bias, *(part.astype(np.float64)[..., None] for part in (weight.d, m))
+    return codes.astype(np.float64) - bias, weight.d.astype(np.float64)[..., None], m.astype(np.float64)[..., None]
 
 
 @given(st.sampled_from(Format), st.integers(1, 70), st.integers(1, 9), st.integers(0, 1 << 30))
