@@ -69,13 +69,13 @@ class Pages:
         return row.pages[position // self.page_size] * self.page_size + position % self.page_size
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def row() -> Callable[[list[int]], Row]:
     """Makes a Row."""
     return Row
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def pages() -> type[Pages]:
     """Makes Pages."""
     return Pages
