@@ -15,7 +15,10 @@ from ..models.native_weights import native_weights
 
 MODELS = Path(__file__).parents[1] / "models"
 # Python that has a say in a page's bits, beside the C++: what is packed and how, and how finely it is computed.
-CODE = (HERE / "pack.py", HERE / "step.py", MODELS / "native_weights.py", MODELS / "weights.py", MODELS / "quants.py")
+CODE = (
+    *(HERE / name for name in ("pack.py", "step.py")),
+    *(MODELS / name for name in ("native_weights.py", "groups.py", "weights.py", "quants.py")),
+)
 
 
 class NativeRunner:

@@ -8,6 +8,7 @@ T = tokens of the step, H query heads, K key/value heads, D dimensions a head.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,21 +19,23 @@ from ...kernels.spec import DecoderSpec, LayerSpec, StepBatch
 from ...kernels.torch_kernels import Kernels, choose
 from .weights import Weights
 
+Linear = Any  # a [out, in] weight as `ops.linear` takes it: a tensor, where the operations are reference.py's
+
 
 @dataclass(frozen=True, slots=True)
 class Layer:
     """One layer's weights; None where the family has no such part."""
 
     attn_norm: torch.Tensor  # [hidden]
-    qkv: torch.Tensor  # [(H + 2K) * D, hidden]: q, k and v as one product
+    qkv: Linear  # [(H + 2K) * D, hidden]: q, k and v as one product
     qkv_bias: torch.Tensor | None  # [(H + 2K) * D]
     q_norm: torch.Tensor | None  # [D]
     k_norm: torch.Tensor | None  # [D]
-    o: torch.Tensor  # [hidden, H * D]
+    o: Linear  # [hidden, H * D]
     post_attn_norm: torch.Tensor | None  # [hidden]
     mlp_norm: torch.Tensor  # [hidden]
-    gate_up: torch.Tensor  # [2 * intermediate, hidden]: gate and up as one product
-    down: torch.Tensor  # [hidden, intermediate]
+    gate_up: Linear  # [2 * intermediate, hidden]: gate and up as one product
+    down: Linear  # [hidden, intermediate]
     post_mlp_norm: torch.Tensor | None  # [hidden]
 
 
@@ -90,7 +93,7 @@ class Decoder:
         self._ops = self.kernels.ops
         load = _Loader(spec, weights, self.kernels)
         self._embed = load.tensor("embed")
-        self._head = self._embed if spec.tied else load.tensor("head")
+        self._head: Linear = self._embed if spec.tied else load.tensor("head")
         self._norm = load.norm("norm")
         self._layers = [load.layer(i) for i in range(spec.n_layers)]
         self._scale = spec.attn_scale or spec.head_dim**-0.5

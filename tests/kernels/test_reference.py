@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from baseload.kernels import paged_attention as attention
 from baseload.kernels import reference as ops
-from baseload.kernels.dispatch import choose
 from baseload.kernels.spec import DecoderSpec, LayerSpec, StepBatch
+from baseload.kernels.torch_kernels import choose
 
 EPS = float(np.finfo(np.float32).eps)
 

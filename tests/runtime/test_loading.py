@@ -1,77 +1,180 @@
-"""A model loaded, with what its KV pages on disk are filed under."""
+"""A model file to an engine: which kernels run it, what is said of that, and what ends in one line."""
 
+import asyncio
+import importlib.util
+import logging
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from baseload.kernels.cpu.library import instruction_sets
-from baseload.runtime.engine import Engine, EngineConfig, GenerationRequest
+from baseload.kernels import dispatch
+from baseload.kernels.cpu.library import NativeUnavailable, library
+from baseload.kernels.spec import DecoderSpec, LayerSpec
+from baseload.runtime.engine import Engine, EngineConfig
+from baseload.runtime.engine.native_runner import NativeRunner
+from baseload.runtime.engine.request import GenerationRequest
+from baseload.runtime.engine.torch_runner import TorchRunner
 from baseload.runtime.loading import Loader, LoadOptions
 from baseload.wire.chat import SamplingParams
+from baseload.wire.errors import ModelFileError
 
-pytestmark = pytest.mark.slow
-PROMPT = tuple(range(1000, 1150))
+from .models.conftest import gguf, metadata, tensors
 
-
-async def answer(engine: Engine) -> tuple[list[int], int]:
-    """The greedy tokens, and how many of the prompt's were known."""
-    stream = engine.submit(GenerationRequest("x", PROMPT, SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)))
-    outputs = [output async for output in stream]
-    return [token for output in outputs for token in output.token_ids], outputs[-1].cached_tokens
+Load = Callable[..., Engine]
+SLOW = "answers will be slow"
 
 
-async def served(path: Path, root: Path, page_size: int = 32) -> tuple[list[int], int]:
-    """The same, from a process that has just begun and ends at once."""
-    loader = Loader(LoadOptions(EngineConfig(page_size=page_size), 64, kv_disk=root, kv_disk_mb=64))
-    opened = loader.open(path)
-    model, engine = opened.model, loader.start(opened)
-    assert engine._store is not None and engine._store.flush(30)
-    try:
-        return await answer(engine)
-    finally:
-        await engine.drain(0)
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A Llama of one layer with heads of 32 dimensions, which the native step runs."""
+    parts = [(n, (32, 32) if "attn_k." in n or "attn_v." in n else s, kind, raw) for n, s, kind, raw in tensors()]
+    parts = [(n, s, kind, raw * 2 if "attn_k." in n or "attn_v." in n else raw) for n, s, kind, raw in parts]
+    path = tmp_path / "whole.gguf"
+    path.write_bytes(gguf(metadata(llama__attention__head_count=1), parts))
+    return path
+
+
+@pytest.fixture
+def narrow(tmp_path: Path) -> Path:
+    """One with heads of 16 dimensions, which it does not."""
+    path = tmp_path / "narrow.gguf"
+    path.write_bytes(gguf())
+    return path
+
+
+@pytest.fixture
+def load() -> Iterator[Load]:
+    """`load(path, kernels="native")`: an engine that is not started."""
+    loaders: list[Loader] = []
+    engines: list[Engine] = []
+
+    def begin(path: Path, **options: Any) -> Engine:
+        config = EngineConfig(page_size=options.pop("page_size", 16))
+        loaders.append(Loader(LoadOptions(config, kv_memory_mb=1, **options)))
+        engines.append(loaders[-1].start(loaders[-1].open(path)))
+        return engines[-1]
+
+    yield begin
+    for engine in engines:
         engine.close()
-        model.template.close()
+    for loader in loaders:
         loader.close()
 
 
-async def test_pages_are_filed_by_all_that_their_bits_depend_on(smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Another model in between, another page size, another instruction set: each has its own, and finds it again."""
-    root = tmp_path / "kv"
-    other = tmp_path / "other.gguf"  # one weight's scale differs
-    data = bytearray(smollm2.read_bytes())
-    data[-1000] ^= 1
-    other.write_bytes(data)
-
-    cold = await served(smollm2, root)
-    assert cold[1] == 0 and (await served(smollm2, root)) == (cold[0], 128)
-    assert (await served(other, root))[1] == 0
-    assert (await served(smollm2, root, page_size=16))[1] == 0
-    for isa in instruction_sets()[1:]:
-        monkeypatch.setattr("baseload.kernels.cpu.library.instruction_sets", lambda isa=isa: (isa,))
-        assert (await served(smollm2, root))[1] == 0
-    monkeypatch.undo()
-    assert len(list(root.glob("*/pages"))) == 3 + len(instruction_sets()) - 1
-    assert (await served(smollm2, root)) == (cold[0], 128)
-    assert (await served(other, root))[1] == 128
+def runs_on(engine: Engine) -> type:
+    return type(engine._runner)
 
 
-def test_nothing_is_kept_unless_asked(smollm2: Path):
-    loader = Loader(LoadOptions(EngineConfig(), 64))
-    opened = loader.open(smollm2)
-    model, engine = opened.model, loader.start(opened)
-    assert not engine.stats().kv_store.enabled and engine._store is None
-    engine.close()
-    model.template.close()
-    loader.close()
+async def answer(engine: Engine) -> list[int]:
+    """Four greedy tokens."""
+    sampling = SamplingParams(temperature=0.0, max_tokens=4)
+    stream = engine.submit(GenerationRequest("x", [5, 6, 7], sampling))
+    return [token async for output in stream for token in output.token_ids]
 
 
-def test_torch_keeps_none(smollm2: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    caplog.set_level("INFO")
-    loader = Loader(LoadOptions(EngineConfig(), 64, kernels="torch", kv_disk=tmp_path))
-    opened = loader.open(smollm2)
-    model, engine = opened.model, loader.start(opened)
-    assert engine._store is None and "none are kept on disk" in caplog.text and not list(tmp_path.iterdir())
-    engine.close()
-    model.template.close()
-    loader.close()
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.message for record in caplog.records if record.levelno >= logging.WARNING and SLOW in record.message]
+
+
+async def test_the_native_step_is_taken_and_said(model, load, caplog):
+    with caplog.at_level(logging.INFO, "baseload.runtime"):
+        engine = load(model)
+    assert runs_on(engine) is NativeRunner and not warnings(caplog)
+    assert any("native step (" in record.message and "threads" in record.message for record in caplog.records)
+
+
+async def test_torch_where_the_settings_ask_for_it(model, load, caplog):
+    engine = load(model, kernels="torch")
+    assert runs_on(engine) is TorchRunner
+    assert len(warnings(caplog)) == 1 and "settings" in warnings(caplog)[0]
+
+
+async def test_torch_where_the_native_step_cannot(narrow, load, caplog):
+    engine = load(narrow)
+    assert runs_on(engine) is TorchRunner
+    assert len(warnings(caplog)) == 1 and "head_dim 16" in warnings(caplog)[0]
+
+
+async def test_torch_where_the_pages_do_not_fit(model, load, caplog):
+    engine = load(model, page_size=24)
+    assert runs_on(engine) is TorchRunner and "page size 24" in warnings(caplog)[0]
+
+
+def no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(dispatch, "library", lambda: library(tmp_path / "empty"))
+
+
+def no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "torch" else real(name, *rest))
+
+
+async def test_torch_with_one_warning_where_the_library_is_missing(model, load, caplog, monkeypatch, tmp_path):
+    no_library(monkeypatch, tmp_path)
+    engine = load(model)
+    assert runs_on(engine) is TorchRunner
+    assert len(warnings(caplog)) == 1 and "python -m baseload.kernels.cpu.compile" in warnings(caplog)[0]
+
+
+async def test_one_line_where_neither_is_there(model, load, monkeypatch, tmp_path):
+    no_library(monkeypatch, tmp_path)
+    no_torch(monkeypatch)
+    with pytest.raises(ModelFileError) as caught:
+        load(model)
+    said = caught.value.message
+    assert "\n" not in said and said.startswith("whole.gguf: ") and "python -m baseload.kernels.cpu.compile" in said
+
+
+@pytest.mark.parametrize("torch_is_there", [True, False])
+async def test_native_means_native(narrow, load, monkeypatch, torch_is_there):
+    if not torch_is_there:
+        no_torch(monkeypatch)
+    with pytest.raises(ModelFileError, match=r"narrow\.gguf: .*head_dim 16 is not a multiple of 32"):
+        load(narrow, kernels="native")
+
+
+async def test_native_means_native_without_the_library_too(model, load, monkeypatch, tmp_path):
+    no_library(monkeypatch, tmp_path)
+    with pytest.raises(ModelFileError, match="not compiled"):
+        load(model, kernels="native")
+
+
+async def test_both_answer_alike(model, load):
+    """Weights of float32 become bfloat16 on the native step; the answer of this model does not hang on that."""
+    native, slow = [await answer(load(model, kernels=kernels)) for kernels in ("native", "torch")]
+    assert native == slow and native
+
+
+async def test_models_share_one_pool_and_answer_at_once(model, tmp_path):
+    loader = Loader(LoadOptions(EngineConfig(page_size=16), kv_memory_mb=1, threads=2))
+    engines = [loader.start(loader.open(model)) for _ in range(3)]
+    try:
+        answers = await asyncio.gather(*(answer(engine) for engine in engines))
+        assert answers[0] == answers[1] == answers[2]
+    finally:
+        for engine in engines:
+            engine.close()
+        loader.close()
+        loader.close()  # once more does nothing
+
+
+def test_choosing_imports_no_tensor_library():
+    code = (
+        "import sys; from baseload.runtime.loading import Loader; from baseload.kernels import dispatch;"
+        "print(sorted({'torch', 'transformers', 'jinja2', 'sklearn'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_choose_says_which():
+    spec = DecoderSpec(1, 64, 2, 1, 32, 64, 40, 64, 1e-5, (LayerSpec(),))
+    assert dispatch.choose(spec, 16) == ("native", "")
+    assert dispatch.choose(spec, 16, "torch")[0] == "torch"
+    assert dispatch.choose(spec, 8)[0] == "torch"
+    with pytest.raises(NativeUnavailable):
+        dispatch.choose(spec, 8, "native")

@@ -9,6 +9,7 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
+from baseload.kernels.cpu.pack import Grouped, bf16
 from baseload.kernels.paged_attention import KvPool
 from baseload.kernels.spec import DecoderSpec, LayerSpec
 from baseload.runtime.models.config import config_from_hf
@@ -45,6 +46,12 @@ class DictWeights:
 
     def tensor(self, name: str) -> NDArray[np.float32]:
         return self._tensors[name]
+
+    def grouped(self, name: str) -> Grouped:
+        return bf16(self._tensors[name])
+
+    def release(self) -> None:
+        pass
 
 
 NAMES = {
