@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -12,7 +13,8 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 
 @dataclass(frozen=True)
 class CatalogueEntry:
-    """A model known by name: where it comes from and what it must hash to. `notes`: what its licence asks of a user."""
+    """A model known by name: where it comes from and what it must hash to. `notes`: what its licence asks of a user;
+    `sampling`: what its makers recommend, for requests that say nothing."""
 
     name: str
     source: str
@@ -21,6 +23,7 @@ class CatalogueEntry:
     licence: str
     description: str
     notes: str = ""
+    sampling: Mapping[str, float] = field(default_factory=dict)
 
 
 @cache

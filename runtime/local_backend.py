@@ -3,12 +3,13 @@
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from dataclasses import replace
 
 from ..wire.backend import ModelInfo
-from ..wire.chat import ChatRequest, Event, Failure, Finish, TextDelta, Usage
+from ..wire.chat import ChatRequest, Event, Failure, Finish, SamplingParams, TextDelta, Usage
 from ..wire.errors import BaseloadError, ContextLengthExceeded, InternalError
 from .engine import Engine, GenerationRequest, GenerationStream, TokenOutput
 from .models.model_file import LoadedModel
@@ -17,6 +18,7 @@ log = logging.getLogger("baseload.local")
 
 LONG_PROMPT = 20_000  # characters of a plain prompt; tokenising more would stall the event loop
 N_THREADS = 2  # for templates and long prompts
+OWN_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")  # that a model may have a wish for
 
 Indexed = tuple[int, TokenOutput]  # (choice, output)
 
@@ -37,9 +39,20 @@ def always(engine: Engine) -> Lend:
 class LocalBackend:
     """A model in this process, behind wire.backend.Backend."""
 
-    def __init__(self, model: LoadedModel, lend: Lend, name: str, longest: int, created: int = 0) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        lend: Lend,
+        name: str,
+        longest: int,
+        created: int = 0,
+        sampling: Mapping[str, float] | None = None,
+    ) -> None:
         """`lend` gives the engine that runs `model`, loading it if need be; `name` is what clients call it, `longest` the
-        longest sequence in tokens, `created` its unix time."""
+        longest sequence in tokens, `created` its unix time, `sampling` what holds where a client says nothing (else the
+        model's own generation_config.json does)."""
+        own = model.config.default_sampling if sampling is None else sampling
+        self._sampling = {name: own[name] for name in OWN_SAMPLING if own.get(name) is not None}
         self._model, self._lend, self._longest = model, lend, longest
         self._threads = ThreadPoolExecutor(N_THREADS, "prompt")
         self._longest_token = model.tokenizer.longest_token
@@ -94,7 +107,7 @@ class LocalBackend:
         return [bos, *ids] if needs_bos and bos is not None else ids
 
     async def _answer(self, engine: Engine, request: ChatRequest, prompt: Sequence[int]) -> AsyncGenerator[Event, None]:
-        streams = _submit(engine, request, prompt)
+        streams = _submit(engine, replace(request, sampling=self._as_asked(request)), prompt)
         try:
             for index in range(len(streams) if request.echo else 0):
                 yield TextDelta(self._echo(request, prompt), index)
@@ -104,6 +117,11 @@ class LocalBackend:
         finally:
             for stream in streams:
                 await stream.aclose()
+
+    def _as_asked(self, request: ChatRequest) -> SamplingParams:
+        """What the client said of sampling, and the model's own wish where it said nothing."""
+        unsaid = {name: value for name, value in self._sampling.items() if name not in request.body}
+        return replace(request.sampling, **unsaid)
 
     def _echo(self, request: ChatRequest, prompt: Sequence[int]) -> str:
         return request.prompt if isinstance(request.prompt, str) else self._model.tokenizer.decode(prompt)

@@ -12,6 +12,7 @@ from ..ledger.rows import EgressRow
 from ..router import Policy, Router
 from ..router.suppliers.profile import SupplierProfile, load_profiles
 from ..router.suppliers.resilience import Resilient
+from ..runtime.catalogue import catalogue
 from ..runtime.engine import Engine, EngineConfig
 from ..runtime.loading import Loader, LoadOptions
 from ..runtime.local_backend import LocalBackend
@@ -61,7 +62,10 @@ async def build_services(settings: Settings, files: Sequence[tuple[str, Path]]) 
         for name, path in files:
             opened = await asyncio.to_thread(loader.open, path)
             shelf.add(name, partial(loader.start, opened), opened.nbytes)
-            local.append(LocalBackend(opened.model, partial(shelf.lend, name), name, opened.longest))
+            known = catalogue().get(name)
+            wishes = known.sampling if known else None
+            lend = partial(shelf.lend, name)
+            local.append(LocalBackend(opened.model, lend, name, opened.longest, sampling=wishes))
         async with shelf.lend(files[0][0]):
             pass
         for name, profile in profiles.items():

@@ -5,6 +5,7 @@ import re
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -68,11 +69,17 @@ class Template:
 class House:
     """A backend on a fake model, and what it is made of."""
 
-    def __init__(self, add_bos: bool = False, runner: FakeRunner | None = None, **config: int) -> None:
+    def __init__(
+        self, add_bos: bool = False, runner: FakeRunner | None = None, sampling: dict[str, Any] | None = None, **config: int
+    ) -> None:
         self.template, self.runner = Template(), runner or FakeRunner(context_length=100)
         settings = EngineConfig(**{"n_pages": 60, "page_size": 4, "token_budget": 32, **config})
         self.engine = Engine(self.runner, Letters(), settings)
-        shape = SimpleNamespace(tokenizer=Letters(), template=self.template, config=SimpleNamespace(add_bos=add_bos))
+        shape = SimpleNamespace(
+            tokenizer=Letters(),
+            template=self.template,
+            config=SimpleNamespace(add_bos=add_bos, default_sampling=sampling or {}),
+        )
         self.backend = LocalBackend(cast(LoadedModel, shape), always(self.engine), "tiny", self.engine.longest, created=7)
 
 
@@ -337,3 +344,23 @@ async def test_what_is_known_of_the_model():
         with pytest.raises(BadRequest):
             h.backend.count_tokens(chat("refuse"))
     assert h.template.closed
+
+
+# ------------------------------------------------------------------------------------------- the model's own wishes
+
+
+async def test_what_a_client_does_not_say_is_as_the_model_wishes(monkeypatch: pytest.MonkeyPatch):
+    """`temperature` of the request's body counts if it is there, be it OpenAI's default."""
+    seen: list[SamplingParams] = []
+    real = Engine.submit
+
+    def submit(self: Engine, request: Any) -> Any:
+        seen.append(request.sampling)
+        return real(self, request)
+
+    monkeypatch.setattr(Engine, "submit", submit)
+    async with house(sampling={"temperature": 0.25, "top_p": None, "top_k": 7, "do_sample": True}) as h:
+        await answer(h.backend, replace(plain("abc"), body={}))
+        await answer(h.backend, replace(plain("abc"), body={"temperature": 1.0}))
+    assert [(p.temperature, p.top_k, p.top_p) for p in seen] == [(0.25, 7, 1.0), (seen[1].temperature, 7, 1.0)]
+    assert seen[1].temperature == plain("abc").sampling.temperature
