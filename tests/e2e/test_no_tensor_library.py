@@ -35,7 +35,8 @@ def ask():
             except OSError:
                 time.sleep(0.1)
         chat = {"model": "local", "max_tokens": 8, "messages": [{"role": "user", "content": "What is the capital of France?"}]}
-        found["answer"] = json.loads(call("/v1/chat/completions", chat | {"temperature": 0}))["choices"][0]["message"]["content"]
+        answer = json.loads(call("/v1/chat/completions", chat | {"temperature": 0}))
+        found["answer"] = answer["choices"][0]["message"]["content"]
         found["stream"] = call("/v1/chat/completions", chat | {"stream": True, "logprobs": True, "top_logprobs": 3, "seed": 1})
         found["modules"] = sorted(name for name in sys.modules if "." not in name)
     finally:
