@@ -30,6 +30,15 @@ def beside(context: typer.Context) -> None:
 
 @app.command(context_settings=PASS_ON)
 @fail_cleanly
+def quality(context: typer.Context) -> None:
+    """Perplexity of a model on the native kernels beside float32."""
+    from ..benchmarks.quality import main
+
+    raise typer.Exit(main(context.args) or 0)
+
+
+@app.command(context_settings=PASS_ON)
+@fail_cleanly
 def kernels(context: typer.Context) -> None:
     """Time the native kernels beside this machine's ceilings."""
     from ..benchmarks.kernels import main

@@ -34,10 +34,9 @@ def ask():
                 break
             except OSError:
                 time.sleep(0.1)
-        asked = [{"role": "user", "content": "What is the capital of France?"}]
-        chat = {"model": "local", "max_tokens": 8, "messages": asked}
-        said = json.loads(call("/v1/chat/completions", chat | {"temperature": 0}))
-        found["answer"] = said["choices"][0]["message"]["content"]
+        chat = {"model": "local", "max_tokens": 8, "messages": [{"role": "user", "content": "What is the capital of France?"}]}
+        answer = json.loads(call("/v1/chat/completions", chat | {"temperature": 0}))
+        found["answer"] = answer["choices"][0]["message"]["content"]
         found["stream"] = call("/v1/chat/completions", chat | {"stream": True, "logprobs": True, "top_logprobs": 3, "seed": 1})
         found["modules"] = sorted(name for name in sys.modules if "." not in name)
     finally:
