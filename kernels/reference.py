@@ -5,20 +5,15 @@ tensor's leading dimension T is the batch's tokens in order; H query heads share
 Attention lives in paged_attention.py beside this file.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 
 from .paged_attention import KvPool, paged_attention, plan_attention
 
 __all__ = [
     "KvPool",
-    "PackedWeight",
     "Rope",
     "add_rms_norm",
     "embed",
@@ -37,24 +32,9 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class PackedWeight:
-    """A linear weight kept in its file's quantised blocks; `unpack` turns the blocks into float32 [out, in].
-
-    What the blocks mean is the loader's knowledge, so it hands the function in.
-    """
-
-    blocks: NDArray[np.uint8]
-    unpack: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-
-    def dense(self, like: torch.Tensor) -> torch.Tensor:
-        """[out, in] in the dtype and on the device of `like`."""
-        return torch.from_numpy(self.unpack(self.blocks)).to(like)
-
-
-def linear(x: torch.Tensor, weight: torch.Tensor | PackedWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """x [T, in] times weight [out, in], transposed, plus bias [out]: [T, out]."""
-    return F.linear(x, weight.dense(x) if isinstance(weight, PackedWeight) else weight, bias)
+    return F.linear(x, weight, bias)
 
 
 def embed(tokens: torch.Tensor, table: torch.Tensor, scale: float = 1.0) -> torch.Tensor:

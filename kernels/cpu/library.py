@@ -135,9 +135,10 @@ class Pool:
         if not self.handle:
             raise MemoryError("no memory for the threads of the native library")
         self.n_threads: int = self._library.bl_pool_threads(self.handle)
+        self.n_models = 0  # that may run on it
 
     def close(self) -> None:
-        """Stop the threads. No model may use them any more."""
-        if self.handle:
+        """Stop the threads. While a model that was not closed, as one whose step is stuck, may yet run on them, they stay."""
+        if self.handle and not self.n_models:
             self._library.bl_pool_free(self.handle)
             self.handle = None

@@ -109,6 +109,7 @@ class NativeStep:
         self._model = self._library.bl_model_create(ctypes.byref(desc), pool.handle, self.isa.encode())
         if not self._model:
             raise native.NativeUnavailable(f"this machine does not run the instruction set {self.isa!r}")
+        pool.n_models += 1
 
     def run(self, batch: StepBatch) -> StepOutput:
         """Write the batch's keys and values; the best token of each of `batch.logit_rows`, and logits where asked, which
@@ -145,6 +146,7 @@ class NativeStep:
         if self._model:
             self._library.bl_model_free(self._model)
             self._model = None
+            self._pool.n_models -= 1
 
     def _layer(self, i: int, weights: NativeWeights, ropes: "_Ropes") -> native.Layer:
         at = f"layers.{i}."

@@ -38,23 +38,6 @@ def test_linear_with_and_without_bias():
     near(ops.linear(torch.from_numpy(x), torch.from_numpy(w), torch.from_numpy(b)), exact + b, 33)
 
 
-def test_linear_on_a_packed_weight_multiplies_what_the_blocks_mean():
-    """Blocks as in Q8_0: one scale and 32 signed bytes each. The kernel is told how to read them, and asks each time."""
-    codes = np.random.default_rng(0).integers(-127, 128, (6, 2, 32)).astype(np.int8)
-    scales = np.abs(randn(6, 2, 1)).astype(np.float16)
-    blocks = np.concatenate([scales.view(np.uint8), codes.view(np.uint8)], -1)
-
-    def unpack(raw: NDArray[np.uint8]) -> NDArray[np.float32]:
-        scale = np.ascontiguousarray(raw[..., :2]).view(np.float16).astype(np.float32)
-        return (scale * np.ascontiguousarray(raw[..., 2:]).view(np.int8)).reshape(6, 64)
-
-    x, weight = torch.from_numpy(randn(3, 64)), ops.PackedWeight(blocks, unpack)
-    dense = unpack(blocks)
-    near(ops.linear(x, weight), x.double().numpy() @ dense.T.astype(np.float64), 64)
-    assert ops.linear(x.bfloat16(), weight).dtype == torch.bfloat16
-    assert weight.dense(x).equal(torch.from_numpy(dense))
-
-
 def test_embedding_scales_a_copy():
     table = torch.from_numpy(randn(9, 4))
     before = table.clone()
