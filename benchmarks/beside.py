@@ -22,6 +22,7 @@ import aiohttp
 import typer
 import uvloop
 
+from .command import run_command
 from .load_client import Target, closed_loop
 from .machine import NOISY_HOST, Watch, describe, find_server, versions
 from .prompts import Generated
@@ -153,11 +154,8 @@ def command(
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run it with these command-line words; gives the exit status. Raises click's errors for wrong usage."""
-    app = typer.Typer(add_completion=False)
-    app.command()(command)
-    words = sys.argv[1:] if words is None else list(words)
-    return typer.main.get_command(app).main(words, "baseload bench beside", standalone_mode=False) or 0
+    """See run_command."""
+    return run_command(command, "beside", words)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from ..kernels.dispatch import n_threads
 from ..kernels.spec import StepBatch
 from ..runtime.models.model_file import load_model
 from ..runtime.models.native_weights import native_weights
+from .command import run_command
 from .machine import describe, versions
 
 SHAPE = (8192, 2048)
@@ -239,11 +240,8 @@ def command(
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run it with these command-line words; gives the exit status. Raises click's errors for wrong usage."""
-    app = typer.Typer(add_completion=False)
-    app.command()(command)
-    words = sys.argv[1:] if words is None else list(words)
-    return typer.main.get_command(app).main(words, "baseload bench kernels", standalone_mode=False) or 0
+    """See run_command."""
+    return run_command(command, "kernels", words)
 
 
 if __name__ == "__main__":

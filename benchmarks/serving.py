@@ -6,7 +6,6 @@ import asyncio
 import os
 import secrets
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +14,7 @@ import typer
 import uvloop
 from rich.console import Console
 
+from .command import run_command
 from .load_client import PATHS
 from .load_test import Options, run
 from .plot import draw
@@ -89,7 +89,7 @@ def serving(
         timeout_s=timeout,
         api_key=os.environ.get(api_key_env, ""),
     )
-    report = _run(options, context.obj or "")
+    report = _run(options, shlex.join(context.obj or ()))
     _show(report)
     _write(report, json, html, png)
     if not any(row.ok for row in report.rows):
@@ -131,10 +131,5 @@ def _write(report: Report, json: Path | None, html: Path | None, png: Path | Non
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run it with these command-line words; gives the exit status. Raises click's errors for wrong usage."""
-    app = typer.Typer(add_completion=False)
-    app.command()(serving)
-    words = sys.argv[1:] if words is None else list(words)
-    name = "baseload bench serving"
-    command = typer.main.get_command(app)
-    return command.main(words, name, standalone_mode=False, obj=f"{name} {shlex.join(words)}") or 0
+    """See run_command."""
+    return run_command(serving, "serving", words)

@@ -33,11 +33,6 @@ class KvPool:
         self.layers: tuple[torch.Tensor, ...] = self._all.unbind(0)
         self.page_size = page_size
 
-    def copy_page(self, src: int, dst: int) -> None:
-        """Make page `dst` equal to page `src` in every layer."""
-        size = self.page_size
-        self._all[:, dst * size : (dst + 1) * size] = self._all[:, src * size : (src + 1) * size]
-
 
 @dataclass(frozen=True, slots=True)
 class Chunk:

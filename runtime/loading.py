@@ -42,15 +42,14 @@ class OpenedModel:
     model: LoadedModel
     implementation: Implementation
     config: EngineConfig
+    page_bytes: int
 
     @property
     def nbytes(self) -> int:
         """Memory that it will need at most: its file, and its KV cache."""
-        spec, size = self.model.config.decoder, self.config.page_size
-        page = native_page_bytes(spec, size) if self.implementation == "native" else torch_page_bytes(spec, size)
         path = self.model.path
         files = path.glob("*.safetensors") if path.is_dir() else [path]
-        return sum(file.stat().st_size for file in files) + self.config.n_pages * page
+        return sum(file.stat().st_size for file in files) + self.config.n_pages * self.page_bytes
 
     @property
     def longest(self) -> int:
@@ -83,7 +82,7 @@ class Loader:
         except ModelFileError as error:
             log.warning("%s: %s; only /v1/completions will work", path.name, error.message)
         page = native_page_bytes(spec, size) if implementation == "native" else torch_page_bytes(spec, size)
-        return OpenedModel(model, implementation, self._sized(page))
+        return OpenedModel(model, implementation, self._sized(page), page)
 
     def start(self, opened: OpenedModel) -> Engine:
         """An engine with the model's weights, running. Blocks while they are read. Raises ModelFileError, in one line."""

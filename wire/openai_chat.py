@@ -25,7 +25,7 @@ from .chat import (
 from .errors import BaseloadError
 from .fields import bad, integer, items, read
 from .openai_messages import parse_message, render_call, render_message
-from .sse import TextChunk
+from .sse import TextChunks
 
 PROTOCOL = "openai_chat"
 DONE = "[DONE]"
@@ -154,7 +154,7 @@ class StreamRenderer:
         self._begun: set[int] = set()
         self._open = request.sampling.n
         self._is_plain = not request.continuous_usage and request.sampling.logprobs is None  # one chunk is like the other
-        self._plain: dict[int, TextChunk] = {}  # by choice
+        self._plain = TextChunks(lambda index: self._chunk(index, {"content": TextChunks.MARK}, None))
         self._usage = Usage(0, 0)
         self._tokens = 0
 
@@ -178,10 +178,7 @@ class StreamRenderer:
         """The chunk of an event that is mere text, as JSON; None for any other: ask `events`."""
         if not self._is_plain or type(event) is not TextDelta or event.index not in self._begun:
             return None
-        self._tokens += event.tokens
-        if event.index not in self._plain:
-            self._plain[event.index] = TextChunk(self._chunk(event.index, {"content": TextChunk.MARK}, None))
-        return self._plain[event.index].write(event.text)
+        return self._plain.write(event.index, event.text)
 
     def _begin(self, index: int) -> list[dict[str, Any]]:
         if index in self._begun:

@@ -10,7 +10,7 @@ from . import fields
 from .chat import ChatRequest, Event, Failure, Finish, TextDelta, TokenLogprob, Usage
 from .fields import bad, integer, read
 from .openai_chat import DONE, model_name, render_failure, render_usage
-from .sse import TextChunk
+from .sse import TextChunks
 
 PROTOCOL = "openai_completions"
 DEFAULT_MAX_TOKENS = 16
@@ -121,15 +121,13 @@ class StreamRenderer:
         self._usage = Usage(0, 0)
         self._tokens = 0
         self._is_plain = not request.continuous_usage and request.sampling.logprobs is None
-        self._plain: dict[int, TextChunk] = {}
+        self._plain = TextChunks(lambda index: self._chunk(index, TextChunks.MARK, None, None))
 
     def plain(self, event: Event) -> bytes | None:
         """See openai_chat.StreamRenderer."""
         if not self._is_plain or type(event) is not TextDelta:
             return None
-        if event.index not in self._plain:
-            self._plain[event.index] = TextChunk(self._chunk(event.index, TextChunk.MARK, None, None))
-        return self._plain[event.index].write(event.text)
+        return self._plain.write(event.index, event.text)
 
     def events(self, event: Event) -> list[dict[str, Any] | str]:
         """The chunks that `event` brings."""

@@ -4,7 +4,7 @@ https://html.spec.whatwg.org/multipage/server-sent-events.html: comments and fie
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import orjson
@@ -57,15 +57,21 @@ class SseParser:
         return []
 
 
-class TextChunk:
-    """A chunk whose text alone changes, cut open where the text goes: written once a token, so it is pasted and not built."""
+class TextChunks:
+    """Chunks whose text alone changes, one kind for each choice; cut open where the text goes. They are written once a token,
+    so they are pasted and not built."""
 
     MARK = "\x00"
 
-    def __init__(self, chunk: Mapping[str, Any]) -> None:
-        """`chunk` has MARK in place of its text."""
-        self._before, self._after = orjson.dumps(chunk).split(orjson.dumps(self.MARK))
+    def __init__(self, make: Callable[[int], Mapping[str, Any]]) -> None:
+        """`make` gives a choice's chunk with MARK for its text."""
+        self._make = make
+        self._cut: dict[int, tuple[bytes, bytes]] = {}  # by choice
 
-    def write(self, text: str) -> bytes:
-        """The chunk with `text` in it, as JSON."""
-        return self._before + orjson.dumps(text) + self._after
+    def write(self, index: int, text: str) -> bytes:
+        """The chunk of choice `index` with `text` in it, as JSON."""
+        if index not in self._cut:
+            before, after = orjson.dumps(self._make(index)).split(orjson.dumps(self.MARK))
+            self._cut[index] = before, after
+        before, after = self._cut[index]
+        return before + orjson.dumps(text) + after

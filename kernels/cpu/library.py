@@ -64,7 +64,7 @@ class Model(ctypes.Structure):
             for n in ("n_layers", "hidden", "n_heads", "n_kv_heads", "head_dim", "intermediate", "vocab", "activation")
         ),
         *((n, c_float) for n in ("norm_eps", "embed_scale", "attn_scale", "attn_softcap", "final_softcap")),
-        *((n, c_int32) for n in ("page_size", "fine_head", "padding")),
+        *((n, c_int32) for n in ("page_size", "padding", "more_padding")),
         ("layers", POINTER(Layer)),
         ("embed", Weight),
         ("head", Weight),
@@ -78,7 +78,7 @@ class Batch(ctypes.Structure):
 
     _fields_ = (
         *((n, c_int32) for n in ("n_tokens", "n_rows", "n_logits", "pages_wide")),
-        *((n, c_void_p) for n in ("tokens", "positions", "row_starts", "context_lens", "page_tables", "logit_rows", "slots")),
+        *((n, c_void_p) for n in ("tokens", "positions", "row_starts", "page_tables", "logit_rows", "slots")),
         *((n, c_void_p) for n in ("full_logits", "best", "finite", "logits")),
     )
 

@@ -1,6 +1,6 @@
 """Linear weights as the native kernels want them (ops.h's Format): panels of 16 outputs, groups of 32 inputs.
 
-T = d * (code - bias) + m: a weight is one of five formats, chosen by what its file holds.
+A weight is d * (code - bias) + m in one of four formats, or bfloat16: whatever is nearest to what its file holds.
 """
 
 from dataclasses import dataclass

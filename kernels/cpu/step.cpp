@@ -4,141 +4,26 @@
 //
 // The norm before a product, and the quantisation of what goes into it, is the tail of the phase before: of a few rows, one
 // thread does it while it has them in its cache; of many rows, it is a phase of its own.
-#include "step.h"
-
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
-namespace {
-
-constexpr int FEW_ROWS = 3;         // normed by one thread
-constexpr int PREFILL_ROWS = 48;    // query rows of one key head that attention takes at once
-constexpr int HEAD_PANELS = 16;     // of the output head in a chunk
-constexpr int SPAN_ROWS = 64;       // multiplied before what comes next is done to them, while they are in the cache
-constexpr int CHUNKS = 8;           // a thread, at least, where the work can be cut so
-
-struct Block {  // neighbouring tokens of one row, for attention
-  int32_t row, token, n_tokens, position;
-};
-
-inline int ceil_of(int a, int b) { return (a + b - 1) / b; }
-inline int at_least(int a, int b) { return a > b ? a : b; }
-inline int at_most(int a, int b) { return a < b ? a : b; }
-
-}  // namespace
-
-struct Model : Job {
-  ModelDesc desc;
-  LayerDesc* layers;
-  Pool* pool;
-  BatchDesc batch;
-  // For `room` tokens, `head_room` logits: made when a step needs more than any before.
-  int room, head_room, rows_room;
-  char* memory;
-  char* head_memory;
-  float *x, *branch;
-  uint16_t* q;
-  float* scratch;  // of each thread
-  int64_t scratch_each;
-  // Each in all three precisions, over the same memory; what a layer's weights take says which is used.
-  Act hidden[3], mixed[3], wide[3], last[3];
-  Best* bests;
-  Block* blocks;
-  int n_blocks, head_chunks;
-  int64_t nanoseconds[N_PARTS];  // of all steps so far, by the caller's clock
-};
+#include "model.h"
 
 namespace {
 
-// ------------------------------------------------------------------------------------------------- memory
+constexpr int FEW_ROWS = 3;      // normed by one thread
+constexpr int HEAD_PANELS = 16;  // of the output head in a chunk
+constexpr int CHUNKS = 8;        // a thread, at least, where the work can be cut so
 
-struct Cutter {  // cuts one allocation into aligned parts; without memory, it counts
-  char* at;
-  template <class T>
-  T* take(int64_t n) {
-    char* here = at;
-    at += (n * (int64_t)sizeof(T) + 127) & ~(int64_t)63;
-    return (T*)here;
-  }
-};
-
-void cut_act(Cutter& from, Act three[3], int rows, int cols) {
-  // MAX_TILE rows more: a kernel that always takes so many may read, though not use, what follows the last.
-  const int64_t padded = rows + MAX_TILE;
-  Act* a = three;
-  a->cols = cols;
-  a->values = from.take<char>(padded * cols * 2);
-  a->scale = from.take<float>(padded * (cols / GROUP));
-  a->minus_zero = from.take<int32_t>(padded * (cols / GROUP));
-  a->negative = from.take<int32_t>(padded * (cols / GROUP));
-  a->total = from.take<float>(padded * (cols / GROUP));
-  three[1] = three[2] = *a;
-  three[COARSE].precision = COARSE, three[FINE].precision = FINE, three[WIDE].precision = WIDE;
-}
-
-void lay_out(Model* m, Cutter& from, int tokens, int rows) {
-  const ModelDesc& d = m->desc;
-  const int heads = d.n_heads * d.head_dim, group = d.n_heads / d.n_kv_heads;
-  m->x = from.take<float>((int64_t)tokens * d.hidden);
-  m->branch = from.take<float>((int64_t)tokens * d.hidden);
-  m->q = from.take<uint16_t>((int64_t)tokens * heads);
-  cut_act(from, m->hidden, tokens, d.hidden);
-  cut_act(from, m->mixed, tokens, heads);
-  cut_act(from, m->wide, tokens, d.intermediate);
-  m->scratch_each = at_least(attend_scratch(at_least(group, PREFILL_ROWS), d.head_dim), (SPAN_ROWS + MAX_TILE) * at_least(d.head_dim, 2 * GROUP));
-  m->scratch_each = (m->scratch_each + 63) & ~(int64_t)15;
-  m->scratch = from.take<float>(m->scratch_each * pool_threads(m->pool));
-  m->blocks = from.take<Block>(tokens + rows);
-}
-
-void lay_out_head(Model* m, Cutter& from, int logits) {
-  cut_act(from, m->last, logits, m->desc.hidden);
-  m->bests = from.take<Best>((int64_t)m->head_chunks * logits);
-}
-
-template <class LayOut>
-bool make_room(char** memory, LayOut lay) {
-  Cutter count = {nullptr};
-  lay(count);
-  void* made = nullptr;
-  if (posix_memalign(&made, 64, (size_t)count.at + 64)) return false;
-  // Never NaN where nothing was written yet: a kernel may compute, though not use, rows past the last.
-  memset(made, 0, (size_t)count.at);
-  free(*memory);
-  *memory = (char*)made;
-  Cutter cut = {*memory};
-  lay(cut);
-  return true;
-}
-
-bool make_room(Model* m, const BatchDesc& b) {
-  if (b.n_tokens > m->room || b.n_rows > m->rows_room) {
-    const int tokens = at_least(b.n_tokens, m->room), rows = at_least(b.n_rows, m->rows_room);
-    if (!make_room(&m->memory, [&](Cutter& c) { lay_out(m, c, tokens, rows); })) return m->room = 0, false;
-    m->room = tokens, m->rows_room = rows;
-  }
-  if (b.n_logits > m->head_room) {
-    if (!make_room(&m->head_memory, [&](Cutter& c) { lay_out_head(m, c, b.n_logits); })) return m->head_room = 0, false;
-    m->head_room = b.n_logits;
-  }
-  return true;
-}
-
-// Rows shared out evenly among as few tiles as can hold them.
-void set_rows(Act three[3], int rows, int max_tile) {
-  for (int i = 0; i < 3; i++) {
-    three[i].rows = rows;
-    three[i].height = rows ? ceil_of(rows, ceil_of(rows, max_tile)) : 1;
-  }
-}
+// ------------------------------------------------------------------------------------------------- what goes into a product
 
 inline Precision precision_of(const Weight& w, bool fine) { return w.format == BF16 ? WIDE : fine ? FINE : COARSE; }
 inline const Act& into_qkv(const Model* m, int l) { return m->hidden[precision_of(m->layers[l].q, m->layers[l].fine & 1)]; }
 inline const Act& into_o(const Model* m, int l) { return m->mixed[precision_of(m->layers[l].o, m->layers[l].fine & 2)]; }
 inline const Act& into_mlp(const Model* m, int l) { return m->hidden[precision_of(m->layers[l].gate, m->layers[l].fine & 4)]; }
 inline const Act& into_down(const Model* m, int l) { return m->wide[precision_of(m->layers[l].down, m->layers[l].fine & 8)]; }
-inline const Act& into_head(const Model* m) { return m->last[precision_of(m->desc.head, m->desc.fine_head)]; }
+inline const Act& into_head(const Model* m) { return m->last[precision_of(m->desc.head, false)]; }
 
 // ------------------------------------------------------------------------------------------------- chunks of work
 
@@ -418,8 +303,7 @@ EXPORT Model* bl_model_create(const ModelDesc* desc, Pool* pool, const char* isa
 
 EXPORT void bl_model_free(Model* m) {
   pool_forget(m->pool, m);
-  free(m->memory);
-  free(m->head_memory);
+  give_back(m);
   free(m->phases);
   free(m->layers);
   free(m);
@@ -431,12 +315,8 @@ EXPORT void bl_times(const Model* m, int64_t* into) { memcpy(into, m->nanosecond
 // 0, or -1: no memory.
 EXPORT int bl_step(Model* m, const BatchDesc* batch) {
   if (!batch->n_tokens) return 0;
-  if (!make_room(m, *batch)) return -1;
+  if (!make_ready(m, *batch)) return -1;
   m->batch = *batch;
-  set_rows(m->hidden, batch->n_tokens, m->ops->max_tile);
-  set_rows(m->mixed, batch->n_tokens, m->ops->max_tile);
-  set_rows(m->wide, batch->n_tokens, m->ops->max_tile);
-  set_rows(m->last, batch->n_logits, m->ops->max_tile);
   find_blocks(m);
   pool_run(m->pool, m);
   return 0;

@@ -19,7 +19,7 @@ struct LayerDesc {
 struct ModelDesc {
   int32_t n_layers, hidden, n_heads, n_kv_heads, head_dim, intermediate, vocab, activation;
   float norm_eps, embed_scale, attn_scale, attn_softcap, final_softcap;
-  int32_t page_size, fine_head, padding;
+  int32_t page_size, padding[2];
   const LayerDesc* layers;
   Weight embed, head;
   const float* norm;
@@ -31,7 +31,7 @@ enum Part : int32_t { EMBED, QKV, ATTENTION, O, GATE_UP, DOWN, HEAD, N_PARTS };
 
 struct BatchDesc {  // kernels/spec.py's StepBatch
   int32_t n_tokens, n_rows, n_logits, pages_wide;
-  const int32_t *tokens, *positions, *row_starts, *context_lens, *page_tables, *logit_rows;
+  const int32_t *tokens, *positions, *row_starts, *page_tables, *logit_rows;
   const int64_t* slots;
   const uint8_t* full_logits;
   int32_t* best;

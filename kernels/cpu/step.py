@@ -124,7 +124,7 @@ class NativeStep:
             len(batch.context_lens),
             n,
             batch.page_tables.shape[1],
-            *(_at(getattr(batch, name)) for name in ("tokens", "positions", "row_starts", "context_lens", "page_tables")),
+            *(_at(getattr(batch, name)) for name in ("tokens", "positions", "row_starts", "page_tables")),
             *(_at(part) for part in (batch.logit_rows, batch.slots, batch.full_logits, best, finite, logits)),
         )
         if self._library.bl_step(self._model, ctypes.byref(desc)):
@@ -136,10 +136,6 @@ class NativeStep:
         found = np.empty(len(PARTS), np.int64)
         self._library.bl_times(self._model, found.ctypes.data)
         return dict(zip(PARTS, (found / 1e9).tolist(), strict=True))
-
-    def copy_page(self, src: int, dst: int) -> None:
-        """Make page `dst` equal to page `src`."""
-        self.pages[dst] = self.pages[src]
 
     def close(self) -> None:
         """Let the model go; nothing may run in it."""

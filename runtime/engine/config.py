@@ -15,4 +15,3 @@ class EngineConfig:
     restored_pages: int = 16  # pages read back from the store in one step
     watchdog_s: float = 10.0  # a step that takes longer is stuck
     max_guess: int = 8  # tokens guessed ahead for one sequence; 0: none
-    guess_cost: float = 0.25  # what one more token adds to a step, in steps of no tokens: the ratio is the machine's

@@ -34,10 +34,6 @@ class ModelRunner(Protocol):
         """
         ...
 
-    def copy_page(self, src: int, dst: int) -> None:
-        """Make page `dst` equal to page `src`."""
-        ...
-
 
 class DescribedRunner(ModelRunner, Protocol):
     """A runner that can say what it runs on, and be done with."""

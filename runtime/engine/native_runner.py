@@ -55,10 +55,6 @@ class NativeRunner:
         """See ModelRunner.run."""
         return self._step.run(batch)
 
-    def copy_page(self, src: int, dst: int) -> None:
-        """See ModelRunner.copy_page."""
-        self._step.copy_page(src, dst)
-
     def close(self) -> None:
         """Let the weights and the pool go."""
         self._step.close()

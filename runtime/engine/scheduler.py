@@ -46,7 +46,6 @@ class Scheduler:
             if n:
                 plan[sequence] = n
                 budget -= n
-        budget -= self._guess(plan, budget)
         # Who was pushed out in this step doesn't come back in it, nor does anybody who came later.
         while budget and not pushed_out and self._admit():
             sequence = self.running[-1]
@@ -54,9 +53,9 @@ class Scheduler:
             if sequence.restoring:
                 continue
             plan[sequence] = n = min(sequence.missing, budget)
-            sequence.guessed = []
             self._cache.extend(sequence, n)
             budget -= n
+        self._guess(plan, budget)
         return list(plan.items())
 
     def remove(self, sequence: Sequence, *, trusted: bool = True) -> None:
@@ -67,20 +66,18 @@ class Scheduler:
         else:
             self.waiting.remove(sequence)
 
-    def _guess(self, plan: dict[Sequence, int], budget: int) -> int:
-        """Let sequences that are about to be sampled guess what follows, if pages and budget are left: the tokens it takes."""
-        spent = 0
+    def _guess(self, plan: dict[Sequence, int], budget: int) -> None:
+        """Let sequences that are about to be sampled guess what follows, with the pages and the budget that are left."""
         for sequence, n in plan.items():
             sequence.guessed = []
-            most = min(budget - spent, sequence.max_total - len(sequence.tokens) - 1)
-            if self._config.max_guess and n == sequence.missing and sequence.n_output and most > 0:
-                guessed = propose(sequence.guesses, sequence.tokens, most, len(plan), self._config)
+            most = min(self._config.max_guess, budget, sequence.max_total - len(sequence.tokens) - 1)
+            if n == sequence.missing and sequence.n_output and most > 0:
+                guessed = propose(sequence.guesses, sequence.tokens, most, len(plan))
                 # Nobody is pushed out for a guess, nor what is cached.
                 if self._cache.missing_pages(sequence, n + len(guessed)) <= self._cache.n_free and guessed:
                     self._cache.extend(sequence, n + len(guessed))
                     sequence.guessed = guessed
-                    spent += len(guessed)
-        return spent
+                    budget -= len(guessed)
 
     def _push_out_newest(self) -> Sequence:
         victim = self.running.pop()

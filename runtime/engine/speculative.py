@@ -12,12 +12,11 @@ import math
 from dataclasses import dataclass, field
 from struct import pack
 
-from .config import EngineConfig
-
 LONGEST, SHORTEST = 4, 2  # tokens at the end that must have occurred before
 MEMORY = 0.7  # of the kept share: how much of it an observation leaves
 HOPE = 0.65  # the kept share of a sequence that has not tried yet
 RECOVERY = 0.02  # of the way back to HOPE, with each token that was not guessed: texts change
+COST = 0.25  # what one more token adds to a step, as a share of one of none: 0.22 on two cores of a Xeon
 ITEM = 4  # bytes of a token in `packed`
 
 
@@ -29,9 +28,9 @@ class Guesses:
     kept_share: float = HOPE  # of the tokens proposed: the chance that the next one is kept
 
 
-def propose(guesses: Guesses, tokens: list[int], most: int, n_rows: int, config: EngineConfig) -> list[int]:
+def propose(guesses: Guesses, tokens: list[int], most: int, n_rows: int) -> list[int]:
     """Up to `most` tokens that may follow `tokens`, in a step of `n_rows` sequences; [] where guessing does not pay."""
-    length = min(most, config.max_guess, _worth(guesses.kept_share, n_rows, config.guess_cost))
+    length = min(most, _worth(guesses.kept_share, n_rows))
     if length < 1:
         guesses.kept_share += RECOVERY * (HOPE - guesses.kept_share)
         return []
@@ -53,10 +52,10 @@ def observe(guesses: Guesses, proposed: int, kept: int) -> None:
     guesses.kept_share = left * guesses.kept_share + (1 - left) * kept / tried
 
 
-def _worth(kept_share: float, n_rows: int, cost: float) -> int:
+def _worth(kept_share: float, n_rows: int) -> int:
     """How many tokens to propose. The i-th is kept with probability p^i and then saves its sequence 1 of n_rows tokens that the
-    step makes; it lengthens a step of 1 + cost * n_rows by `cost`."""
-    pays = cost * n_rows / (1 + cost * n_rows)
+    step makes; it lengthens a step of 1 + COST * n_rows by COST."""
+    pays = COST * n_rows / (1 + COST * n_rows)
     p = min(kept_share, 0.98)
     return int(math.log(pays) / math.log(p)) if p > pays else 0
 

@@ -30,9 +30,5 @@ class TorchRunner:
         """See ModelRunner.run."""
         return StepOutput.of(self._decoder.forward(batch, self._pool).cpu().numpy())
 
-    def copy_page(self, src: int, dst: int) -> None:
-        """See ModelRunner.copy_page."""
-        self._pool.copy_page(src, dst)
-
     def close(self) -> None:
         """See DescribedRunner.close. Python lets them go with the runner."""

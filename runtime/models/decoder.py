@@ -17,7 +17,7 @@ from ...kernels.paged_attention import AttentionPlan, KvPool
 from ...kernels.reference import Rope
 from ...kernels.spec import DecoderSpec, LayerSpec, StepBatch
 from ...kernels.torch_kernels import Kernels, choose
-from .weights import Weights
+from .weights import Tensors
 
 Linear = Any  # a [out, in] weight as `ops.linear` takes it: a tensor, where the operations are reference.py's
 
@@ -51,7 +51,7 @@ class StepTables:
 class _Loader:
     """Takes weights by our neutral names, on the device and in the dtype of the kernels."""
 
-    def __init__(self, spec: DecoderSpec, weights: Weights, kernels: Kernels) -> None:
+    def __init__(self, spec: DecoderSpec, weights: Tensors, kernels: Kernels) -> None:
         self._spec, self._weights, self._kernels = spec, weights, kernels
 
     def tensor(self, *names: str) -> torch.Tensor:
@@ -87,7 +87,7 @@ class Decoder:
     The weights must be those of `spec` (weights.check_shapes). Raises ValueError for a device or dtype that is not to be had.
     """
 
-    def __init__(self, spec: DecoderSpec, weights: Weights, device: str = "cpu", dtype: str = "float32") -> None:
+    def __init__(self, spec: DecoderSpec, weights: Tensors, device: str = "cpu", dtype: str = "float32") -> None:
         self.spec = spec
         self.kernels = choose(device, dtype)
         self._ops = self.kernels.ops

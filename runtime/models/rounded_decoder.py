@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...kernels import rounded
-from ...kernels.cpu.pack import Format, Grouped, unpack
+from ...kernels.cpu.pack import Format, unpack
 from ...kernels.cpu.step import NativeWeights, fine_inputs
 from ...kernels.spec import DecoderSpec
 from .decoder import Decoder
@@ -46,23 +46,11 @@ def _inputs(format: Format, fine: int) -> Rounding:
 
 
 class _Unpacked:
-    """NativeWeights as weights.Weights: what the packed ones mean."""
+    """NativeWeights as weights.Tensors: what the packed ones mean."""
 
     def __init__(self, weights: NativeWeights) -> None:
         self._weights = weights
 
-    def names(self) -> frozenset[str]:
-        return frozenset((*self._weights.linears, *self._weights.vectors))
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.tensor(name).shape
-
     def tensor(self, name: str) -> NDArray[np.float32]:
         packed = self._weights.linears.get(name)
         return self._weights.vectors[name] if packed is None else unpack(packed)
-
-    def grouped(self, name: str) -> Grouped:
-        raise NotImplementedError("packed already")
-
-    def release(self) -> None:
-        pass

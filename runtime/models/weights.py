@@ -39,8 +39,16 @@ GGUF_LAYER = {
 }
 
 
-class Weights(Protocol):
-    """A model's weights."""
+class Tensors(Protocol):
+    """Weights as a decoder on torch takes them."""
+
+    def tensor(self, name: str) -> NDArray[np.float32]:
+        """The tensor in float32; may be a read-only view. Raises ModelFileError for an absent one."""
+        ...
+
+
+class Weights(Tensors, Protocol):
+    """A model's weights, wherever they lie."""
 
     def names(self) -> frozenset[str]:
         """The neutral names that are there."""
@@ -48,10 +56,6 @@ class Weights(Protocol):
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The tensor's shape, without reading it. Raises ModelFileError for an absent one."""
-        ...
-
-    def tensor(self, name: str) -> NDArray[np.float32]:
-        """The tensor in float32; may be a read-only view. Raises ModelFileError for an absent one."""
         ...
 
     def grouped(self, name: str) -> Grouped:

@@ -211,9 +211,11 @@ def test_a_broken_number_breaks_its_own_row_only(kit, threads, isa, format, fine
 # --- bits ----------------------------------------------------------------------------------------------------------------
 
 
-@given(
-    st.sampled_from(Format), st.booleans(), st.integers(1, 70), st.integers(1, 40), st.integers(1, 60), st.integers(0, 1 << 30)
-)
+# fine inputs or not, rows, outputs, groups of inputs, seed
+SIZES = (st.booleans(), st.integers(1, 70), st.integers(1, 40), st.integers(1, 60), st.integers(0, 1 << 30))
+
+
+@given(st.sampled_from(Format), *SIZES)
 @settings(max_examples=150, deadline=None)
 def test_a_row_has_the_same_bits_in_any_company(kit, threads, format, fine, m, n, groups, seed):
     rng = np.random.default_rng(seed)
@@ -227,9 +229,7 @@ def test_a_row_has_the_same_bits_in_any_company(kit, threads, format, fine, m, n
 
 
 @pytest.mark.skipif(len(ISAS) < 3, reason="one instruction set with fused products, or none")
-@given(
-    st.sampled_from(INTEGER), st.booleans(), st.integers(1, 70), st.integers(1, 40), st.integers(1, 60), st.integers(0, 1 << 30)
-)
+@given(st.sampled_from(INTEGER), *SIZES)
 @settings(max_examples=150, deadline=None)
 def test_instruction_sets_with_fused_products_give_the_same_bits(kit, threads, format, fine, m, n, groups, seed):
     """Tiles, vectors of 512 bits and of 256: the same integers, and the same roundings of them."""

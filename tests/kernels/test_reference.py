@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from baseload.kernels import paged_attention as attention
 from baseload.kernels import reference as ops
-from baseload.kernels.spec import DecoderSpec, LayerSpec, StepBatch
+from baseload.kernels.spec import StepBatch
 from baseload.kernels.torch_kernels import choose
 
 EPS = float(np.finfo(np.float32).eps)
@@ -209,17 +209,6 @@ def test_long_chunks_are_cut_so_that_masks_stay_small(monkeypatch, window):
     plan = ops.plan_attention(batch, window, torch.zeros(400, 2, 2, 16))
     assert all(chunk.mask is None or chunk.mask.numel() <= 200 for chunk in plan.chunks)
     near(*attend(batch, window), terms=64)
-
-
-def test_copy_page_copies_all_layers():
-    spec = DecoderSpec(2, 8, 2, 1, 4, 8, 10, 64, 1e-5, (LayerSpec(),) * 2)
-    pool = ops.KvPool(spec, 3, 4, torch.device("cpu"), torch.float32)
-    for i, layer in enumerate(pool.layers):
-        layer[:4] = 0
-        layer[4:8] = i + 1
-    pool.copy_page(1, 2)
-    for i, layer in enumerate(pool.layers):
-        assert layer[8:12].eq(i + 1).all() and layer[:4].eq(0).all() and layer[12].eq(0).all()
 
 
 # --- sampling helpers and dispatch ---------------------------------------------------------------------------------------

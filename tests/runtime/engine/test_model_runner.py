@@ -87,19 +87,6 @@ def test_broken_numbers_come_back_in_their_own_row_only(pages, row):
     np.testing.assert_allclose(again, expected, atol=1e-5)
 
 
-def test_copied_page_serves_another_row(pages, row):
-    """Copy-on-write: the copy answers as the original did, and what is then written to it stays there."""
-    runner, dealt = small(), pages(20, 4)
-    first = row([1, 2, 3, 20])
-    runner.run(dealt.step([(first, 3)]))
-    runner.copy_page(first.pages[0], 17)
-    second = row([1, 2, 3, 30], computed=3, pages=[17])
-    forked = runner.run(dealt.step([(second, 1)])).logits
-    original = runner.run(dealt.step([(first, 1)])).logits
-    for prompt, answer in (([1, 2, 3, 30], forked), ([1, 2, 3, 20], original)):
-        np.testing.assert_allclose(small().run(pages(20, 4).step([(row(prompt), 4)])).logits, answer, atol=1e-5)
-
-
 def test_page_bytes_counts_keys_and_values_of_all_layers():
     assert small().page_bytes == page_bytes(SPEC, 4) == 2 * 2 * 4 * 2 * 6 * 4
     assert small(dtype="bfloat16").page_bytes == page_bytes(SPEC, 4, "bfloat16") == page_bytes(SPEC, 4) // 2

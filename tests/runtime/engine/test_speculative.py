@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from baseload.runtime.engine.config import EngineConfig
 from baseload.runtime.engine.speculative import Guesses, observe, propose
 
-CONFIG = EngineConfig()
+MOST = EngineConfig().max_guess
 
 
 def proposed(text: str, most: int = 8, n_rows: int = 1, kept_share: float = 0.9) -> str:
     guesses = Guesses(kept_share=kept_share)
-    return "".join(map(chr, propose(guesses, [ord(c) for c in text], most, n_rows, CONFIG)))
+    return "".join(map(chr, propose(guesses, [ord(c) for c in text], most, n_rows)))
 
 
 def test_what_followed_the_last_time_is_proposed_again():
@@ -37,8 +37,8 @@ def test_where_nothing_occurred_before_nothing_is_proposed(text: str):
 
 @given(st.lists(st.integers(0, 3), max_size=40), st.integers(0, 12))
 def test_a_proposal_continues_an_earlier_occurrence_of_the_end(tokens: list[int], most: int):
-    found = propose(Guesses(kept_share=0.98), tokens, most, 1, CONFIG)
-    assert len(found) <= min(most, CONFIG.max_guess)
+    found = propose(Guesses(kept_share=0.98), tokens, most, 1)
+    assert len(found) <= most
     if found:
         n = next(n for n in (4, 3, 2) if any(tokens[i : i + n] == tokens[-n:] for i in range(len(tokens) - n)))
         places = [i + n for i in range(len(tokens) - n) if tokens[i : i + n] == tokens[-n:]]
@@ -47,14 +47,14 @@ def test_a_proposal_continues_an_earlier_occurrence_of_the_end(tokens: list[int]
 
 @given(st.lists(st.integers(0, 2**31 - 1), max_size=30), st.integers(0, 5))
 def test_any_token_id_fits(tokens: list[int], repeats: int):
-    propose(Guesses(), tokens * repeats, 5, 1, CONFIG)
+    propose(Guesses(), tokens * repeats, 5, 1)
 
 
 def test_who_guesses_wrong_stops_and_tries_again_much_later():
     guesses, tokens = Guesses(), [1, 2, 3, 4] * 5
     tries = []
     for _ in range(200):
-        found = propose(guesses, tokens, 8, 1, CONFIG)
+        found = propose(guesses, tokens, 8, 1)
         tries.append(bool(found))
         if found:
             observe(guesses, len(found), 0)
@@ -63,14 +63,14 @@ def test_who_guesses_wrong_stops_and_tries_again_much_later():
 
 def test_who_guesses_right_proposes_more():
     guesses, tokens = Guesses(), [1, 2, 3, 4] * 5
-    first = len(propose(guesses, tokens, 8, 1, CONFIG))
+    first = len(propose(guesses, tokens, 8, 1))
     for _ in range(5):
         observe(guesses, 3, 3)
-    assert 0 < first < len(propose(guesses, tokens, 8, 1, CONFIG)) == CONFIG.max_guess
+    assert 0 < first < len(propose(guesses, tokens, 8, 1)) == MOST
 
 
 def test_a_full_batch_guesses_less():
-    lengths = [len(propose(Guesses(kept_share=0.9), [1, 2, 3, 4] * 9, 8, rows, CONFIG)) for rows in (1, 4, 16, 64)]
+    lengths = [len(propose(Guesses(kept_share=0.9), [1, 2, 3, 4] * 9, 8, rows)) for rows in (1, 4, 16, 64)]
     assert lengths == sorted(lengths, reverse=True) and lengths[0] == 8 and lengths[-1] == 0
 
 
