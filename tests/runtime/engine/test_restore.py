@@ -258,6 +258,7 @@ async def test_a_drained_engine_has_written_all(tmp_path: Path):
         assert known == 0
     async with running(tmp_path) as engine:
         assert await answer(engine) == (text, 60)
+        assert engine._store is not None and engine._store.flush(20)  # the page of the answer is written anew
         stats = engine.stats().kv_store
         assert stats.enabled and (stats.hits, stats.corrupt, stats.pages) == (15, 0, 16)
         engine.check_integrity()
