@@ -146,8 +146,7 @@ def _environment(home: Path) -> dict[str, str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("BASELOAD_")}
     paths = [str(home), *(str(Path(p).resolve()) for p in clean.get("PYTHONPATH", "").split(os.pathsep) if p)]
     own = {"BASELOAD_HOME": str(home), "WATCH_SOCKETS": str(home / "sockets.log"), "PYTHONPATH": os.pathsep.join(paths)}
-    # Two processes that wait for their threads by spinning, on as many cores as threads, slow each other down a hundredfold.
-    return clean | own | {"OMP_WAIT_POLICY": "PASSIVE"}
+    return clean | own
 
 
 def _wait_ready(server: Server) -> None:

@@ -66,7 +66,8 @@ async def refused(url: str) -> bool:
 
 
 async def test_sigterm_under_load(start: Any):
-    server = await asyncio.to_thread(lambda: start(config=f"[server]\ndrain_timeout_s = {DRAIN_S}\n[engine]\nmax_guess = 0\n"))
+    config, env = f"[server]\ndrain_timeout_s = {DRAIN_S}\n", {"BASELOAD_ENGINE__MAX_GUESS": "0"}
+    server = await asyncio.to_thread(lambda: start(config=config, env=env))
     begun = asyncio.Semaphore(0)
     lengths = [24] * SHORT + [FOR_EVER] * ENDLESS
     async with aiohttp.ClientSession(server.url, connector=aiohttp.TCPConnector(limit=0)) as session:
