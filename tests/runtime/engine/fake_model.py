@@ -60,10 +60,6 @@ class FakeRunner:
         self.seconds += time.perf_counter() - began
         return output
 
-    def copy_page(self, src: int, dst: int) -> None:
-        """See ModelRunner.copy_page. Nobody does this: full pages are shared, others never."""
-        raise NotImplementedError
-
     def _run(self, batch: StepBatch) -> NDArray[np.float32]:
         size, lens, tables = batch.page_size, batch.context_lens.astype(np.int64), batch.page_tables.astype(np.int64)
         counts = np.diff(batch.row_starts)
