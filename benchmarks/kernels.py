@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ..kernels.cpu import library as native
-from ..kernels.cpu.pack import Format, Grouped, Packed, bf16, int8, pack
-from ..kernels.cpu.step import NativeStep
+from ..kernels.cpu.pack import Format, Grouped, Layout, Packed, bf16, int8, pack
+from ..kernels.cpu.step import NativeStep, layout_of
 from ..kernels.dispatch import n_threads
 from ..kernels.spec import StepBatch
 from ..runtime.models.model_file import load_model
@@ -96,14 +96,14 @@ def ceilings(pool: native.Pool, isa: str) -> Ceilings:
     return Ceilings(READ_BYTES / reading, operations / computing)
 
 
-def weights() -> dict[str, list[Packed]]:
+def weights(layout: Layout) -> dict[str, list[Packed]]:
     """COPIES of each format, random."""
     rng, (out, cols) = np.random.default_rng(0), SHAPE
     codes = rng.integers(0, 256, (out, cols // 32, 16), np.uint8)
     d, m = rng.random((2, out, cols // 32), np.float32).astype(np.float16)
     dense = rng.standard_normal(SHAPE, np.float32)
     made = {"4-bit": Grouped(codes, d, m), "8-bit": int8(dense), "bf16": bf16(dense)}
-    return {name: [pack(weight) for _ in range(COPIES)] for name, weight in made.items()}
+    return {name: [pack(weight, layout) for _ in range(COPIES)] for name, weight in made.items()}
 
 
 def linear(pool: native.Pool, isa: str, copies: Sequence[Packed], rows: int) -> float:
@@ -112,11 +112,12 @@ def linear(pool: native.Pool, isa: str, copies: Sequence[Packed], rows: int) -> 
     x = np.random.default_rng(1).standard_normal((rows, weight.cols), np.float32)
     out = np.empty((rows, weight.rows), np.float32)
     to, source = out.ctypes.data, x.ctypes.data
-    descs = [native.Weight(w.codes.ctypes.data, w.scales.ctypes.data, int(w.format), w.rows, w.cols) for w in copies]
+    descs = (native.Weight * len(copies))(
+        *(native.Weight(w.codes.ctypes.data, w.scales.ctypes.data, int(w.format), w.rows, w.cols) for w in copies)
+    )
 
     def each() -> None:
-        for desc in descs:
-            lib.bl_linear(pool.handle, isa.encode(), ctypes.byref(desc), source, rows, 0, to)
+        lib.bl_linear(pool.handle, isa.encode(), ctypes.addressof(descs), len(copies), source, rows, 0, to)
 
     return best_of(each) / len(copies)
 
@@ -124,7 +125,7 @@ def linear(pool: native.Pool, isa: str, copies: Sequence[Packed], rows: int) -> 
 def lines(pool: native.Pool, isa: str, limits: Ceilings) -> list[Line]:
     """Every format and height."""
     found = []
-    for name, copies in weights().items():
+    for name, copies in weights(layout_of(isa)).items():
         nbytes = copies[0].nbytes
         for rows in ROWS:
             operations = 2 * rows * SHAPE[0] * SHAPE[1]
@@ -158,7 +159,7 @@ def parts(pool: native.Pool, isa: str, path: Path) -> dict[str, dict[str, float]
     model = load_model(path)
     spec, size = model.config.decoder, 32
     longest = max(rows * (context // size + 1) for rows, context in BATCHES)
-    step = NativeStep(spec, native_weights(model.weights, spec), longest, size, 8192, pool, isa)
+    step = NativeStep(spec, native_weights(model.weights, spec, layout_of(isa)), longest, size, 8192, pool, isa)
     batches = {f"decode {rows} x {context}": decode_batch(rows, context, size) for rows, context in BATCHES}
     batches[f"prefill {CHUNK}"] = prefill_batch(CHUNK, size)
     found = {}

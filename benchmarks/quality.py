@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..kernels.cpu import library as native
-from ..kernels.cpu.step import NativeStep
+from ..kernels.cpu.step import NativeStep, layout_of
 from ..kernels.dispatch import n_threads
 from ..kernels.spec import StepBatch
 from ..runtime.models.model_file import LoadedModel, load_model
@@ -105,8 +105,8 @@ def whole(tokens: NDArray[np.int32]) -> StepBatch:
 def measure(model: LoadedModel, isas: Sequence[str], pool: native.Pool, n_tokens: int) -> list[Score]:
     """float32 first, then each instruction set. Imports torch."""
     exact, spec, n_pages = float32(model), model.config.decoder, LENGTH // PAGE
-    weights = native_weights(model.weights, spec)
-    steps = {isa: NativeStep(spec, weights, n_pages, PAGE, LENGTH, pool, isa) for isa in isas}
+    weights = {layout: native_weights(model.weights, spec, layout) for layout in {layout_of(isa) for isa in isas}}
+    steps = {isa: NativeStep(spec, weights[layout_of(isa)], n_pages, PAGE, LENGTH, pool, isa) for isa in isas}
     scores = [Score("float32"), *(Score(isa) for isa in isas)]
     try:
         for tokens in sequences(model, n_tokens):

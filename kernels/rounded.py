@@ -33,6 +33,7 @@ __all__ = [
     "silu_mul",
     "softcap",
     "to_bf16",
+    "upper_half",
     "write_kv",
 ]
 LEAST = 1e-30  # 32 inputs that span no more count as zeros
@@ -42,6 +43,11 @@ KEYS = 64  # of attention's inner loop, at absolute positions: each such block w
 def to_bf16(x: torch.Tensor) -> torch.Tensor:
     """float32 rounded to bfloat16 (to even), as float32."""
     return x.bfloat16().float()
+
+
+def upper_half(x: torch.Tensor) -> torch.Tensor:
+    """float32 rounded to bfloat16 as weights for tiles are: ties away from zero."""
+    return ((x.view(torch.int32) + 0x8000) & -0x10000).view(torch.float32)
 
 
 def quantise_coarse(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,7 +1,4 @@
 #define NAME amx
-#define AMX
-#define ENTER amx_enter
-#define LEAVE amx_leave
-#define MAX_ROWS 12
+#define TILES
 #define TILE_ROWS 16
 #include "isa.inc"

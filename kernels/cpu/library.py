@@ -92,7 +92,7 @@ SIGNATURES = {
     "bl_model_free": (None, [c_void_p]),
     "bl_step": (c_int, [c_void_p, POINTER(Batch)]),
     "bl_times": (None, [c_void_p, c_void_p]),
-    "bl_linear": (c_int, [c_void_p, c_char_p, POINTER(Weight), c_void_p, c_int, c_int, c_void_p]),
+    "bl_linear": (c_int, [c_void_p, c_char_p, c_void_p, c_int, c_void_p, c_int, c_int, c_void_p]),
     "bl_read_bytes": (c_int64, [c_void_p, c_void_p, c_int64]),
     "bl_int8_products": (c_int64, [c_void_p, c_char_p, c_int64]),
 }

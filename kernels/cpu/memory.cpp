@@ -39,7 +39,7 @@ void lay_out(Model* m, Cutter& from, int tokens, int rows) {
   cut_act(from, m->hidden, tokens, d.hidden);
   cut_act(from, m->mixed, tokens, heads);
   cut_act(from, m->wide, tokens, d.intermediate);
-  m->scratch_each = at_least(attend_scratch(at_least(group, PREFILL_ROWS), d.head_dim), (SPAN_ROWS + MAX_TILE) * at_least(d.head_dim, 2 * GROUP));
+  m->scratch_each = at_least(attend_scratch(at_least(group, PREFILL_ROWS), d.head_dim), (m->ops->span_rows + MAX_TILE) * at_least(d.head_dim, 2 * GROUP));
   m->scratch_each = (m->scratch_each + 63) & ~(int64_t)15;
   m->scratch = from.take<float>(m->scratch_each * pool_threads(m->pool));
   m->blocks = from.take<Block>(tokens + rows);
@@ -78,11 +78,10 @@ bool make_room(Model* m, const BatchDesc& b) {
   return true;
 }
 
-// Rows shared out evenly among as few tiles as can hold them.
-void set_rows(Act three[3], int rows, int max_tile) {
+void set_rows(const Ops* ops, Act three[3], int rows) {
   for (int i = 0; i < 3; i++) {
     three[i].rows = rows;
-    three[i].height = rows ? ceil_of(rows, ceil_of(rows, max_tile)) : 1;
+    three[i].height = tile_height(ops, rows);
   }
 }
 
@@ -90,11 +89,10 @@ void set_rows(Act three[3], int rows, int max_tile) {
 
 bool make_ready(Model* m, const BatchDesc& batch) {
   if (!make_room(m, batch)) return false;
-  const int most = m->ops->max_tile;
-  set_rows(m->hidden, batch.n_tokens, most);
-  set_rows(m->mixed, batch.n_tokens, most);
-  set_rows(m->wide, batch.n_tokens, most);
-  set_rows(m->last, batch.n_logits, most);
+  set_rows(m->ops, m->hidden, batch.n_tokens);
+  set_rows(m->ops, m->mixed, batch.n_tokens);
+  set_rows(m->ops, m->wide, batch.n_tokens);
+  set_rows(m->ops, m->last, batch.n_logits);
   return true;
 }
 

@@ -4,7 +4,6 @@
 #include "step.h"
 
 constexpr int PREFILL_ROWS = 48;  // query rows of one key head that attention takes at once
-constexpr int SPAN_ROWS = 64;     // multiplied before what comes next is done to them, while they are in the cache
 
 inline int ceil_of(int a, int b) { return (a + b - 1) / b; }
 inline int at_least(int a, int b) { return a > b ? a : b; }

@@ -9,6 +9,9 @@
 //   scales  [panel][group][16 or 32] float16: d of each output, then (formats with a minimum) m of each.
 // A weight is d * (code - bias) + m: bias 8 or 128 in the formats without m, where m = 0, and 0 in those with it.
 // BF16: codes [panel][group][16][16][2] bfloat16, pairs of inputs; no scales.
+//
+// Instruction sets with tiles have the codes of each panel and group in another order: [16 outputs][32 inputs], with 8 bits; with
+// 16, so that input i is followed by i + 16; with 4, as with 16, but each 16 bits hold a code of each of four outputs.
 enum Format : int32_t { Q4_MIN = 0, Q4_BIAS = 1, Q8_MIN = 2, Q8_BIAS = 3, BF16 = 4 };
 
 constexpr int GROUP = 32;   // inputs that share a scale, in weights and activations
@@ -25,7 +28,7 @@ struct Weight {
 // Activations on their way into a linear: M rows in tiles of `height` (the last may be lower), in groups of 32 inputs.
 //   COARSE  [group][row][32] int8; an integer a stands for scale * (a - zero)
 //   FINE    [group][2][row][32] int8: the high, then the low bytes of 16-bit integers; a stands for scale * a
-//   WIDE    [group][row][32] bfloat16, nothing else
+//   WIDE    [group][row][32] bfloat16, nothing else; for tiles [group][16][height][2], inputs i and i + 16 side by side
 // Scale and zero are those of 32 inputs of one row. Beside them lie minus the sum of the 32 (a - zero), and scale times that sum.
 enum Precision : int32_t { COARSE = 0, FINE = 1, WIDE = 2 };
 
@@ -77,11 +80,13 @@ struct Best {  // of one row, over some outputs
 struct Ops {
   const char* name;
   int32_t max_tile;
+  int32_t span_rows;   // multiplied before what comes next is done to them, while they are in the cache
+  int32_t has_tiles;   // weights lie as these want them, and all activations are WIDE
   // Once in each thread before it uses the others.
   void (*enter)();
   void (*leave)();
-  // out[r * ld + 0..15] = panel `panel` of w times the rows of tiles first .. last
-  void (*gemm)(const Weight* w, int panel, const Act* a, int first, int last, float* out, int64_t ld);
+  // out[r * ld + 0 .. 16 * n] = `n` panels of w, from `panel`, times the rows of tiles first .. last
+  void (*gemm)(const Weight* w, int panel, int n, const Act* a, int first, int last, float* out, int64_t ld);
   // `n` groups from `group` of row `row`, from floats
   void (*quantise)(const Act* a, int row, int group, int n, const float* from);
   void (*norm)(const NormArgs* n, const Act* out, int row);
@@ -98,6 +103,18 @@ struct Ops {
   int64_t (*products)(int64_t rounds);
   int64_t round_operations;
 };
+
+// Rows shared out evenly among as few tiles as can hold them; or, as tiles are loaded best, a power of two.
+inline int tile_height(const Ops* ops, int rows) {
+  int height = 1;
+  if (!ops->has_tiles) return rows ? (rows + (rows - 1) / ops->max_tile) / ((rows - 1) / ops->max_tile + 1) : 1;
+  while (height < rows && height < ops->max_tile) height *= 2;
+  return height;
+}
+
+inline Precision precision_of(const Ops* ops, const Weight& w, bool fine) {
+  return ops->has_tiles || w.format == BF16 ? WIDE : fine ? FINE : COARSE;
+}
 
 // Floats of scratch that `attend` needs for so many query rows: accumulators, sums and maxima, and the queries in bfloat16.
 constexpr int attend_scratch(int rows, int dim) { return (rows + MAX_TILE) * (dim + 2 + dim / 2); }

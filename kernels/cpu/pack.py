@@ -24,6 +24,13 @@ class Format(IntEnum):
     BF16 = 4
 
 
+class Layout(IntEnum):
+    """In which order a panel's codes lie: for dot products, or for tiles (ops.h)."""
+
+    DOTS = 0
+    TILES = 1
+
+
 @dataclass(frozen=True, slots=True)
 class Grouped:
     """A weight [out, in] in groups of 32 inputs, G = in / 32, row after row.
@@ -64,6 +71,7 @@ class Packed:
     cols: int
     codes: Array
     scales: Array
+    layout: Layout
 
     @property
     def nbytes(self) -> int:
@@ -87,20 +95,23 @@ def int8(weight: Array) -> Grouped:
     return Grouped((codes + 128).astype(np.uint8), d)
 
 
-def pack(weight: Grouped) -> Packed:
+def pack(weight: Grouped, layout: Layout) -> Packed:
     """Into panels; outputs are filled up with zeros to a whole panel."""
     rows, cols = weight.shape
-    lanes = [_panels(weight.codes.view(np.uint32)).reshape(-1).view(np.uint8)]
+    codes = _to_tiles(weight) if layout == Layout.TILES else _panels(weight.codes.view(np.uint32))
     scales = [_panels(part[..., None]) for part in (weight.d, weight.m) if part is not None]
     both = np.stack(scales, 2).reshape(-1) if scales else np.empty(0, np.float16)
-    return Packed(weight.format, rows, cols, _aligned(lanes[0]), _aligned(both))
+    return Packed(weight.format, rows, cols, _aligned(codes.reshape(-1).view(np.uint8)), _aligned(both), layout)
 
 
 def unpack(weight: Packed) -> Array:
-    """The weight as float32 [out, in]: what the kernels compute with, for tests and for the reference."""
+    """The weight as float32 [out, in]: what was packed, for tests and for the reference."""
     groups, panels = weight.cols // GROUP, -(-weight.rows // PANEL)
-    lanes = weight.codes.view(np.uint32).reshape(panels, groups, -1, PANEL).transpose(0, 3, 1, 2)
-    codes = np.ascontiguousarray(lanes).reshape(panels * PANEL, groups, -1)[: weight.rows]
+    if weight.layout == Layout.TILES:
+        codes = _from_tiles(weight)[: weight.rows]
+    else:
+        lanes = weight.codes.view(np.uint32).reshape(panels, groups, -1, PANEL).transpose(0, 3, 1, 2)
+        codes = np.ascontiguousarray(lanes).reshape(panels * PANEL, groups, -1)[: weight.rows]
     if weight.format == Format.BF16:
         return (codes.view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(weight.rows, weight.cols)
     values = codes.view(np.uint8)
@@ -115,13 +126,54 @@ def unpack(weight: Packed) -> Array:
     return out.reshape(weight.rows, weight.cols).astype(np.float32)
 
 
-def _panels(parts: Array) -> Array:
-    """[out, G, n] to [panel, G, n, 16]."""
+def _split(parts: Array) -> Array:
+    """[out, G, n] to [panel, 16, G, n]."""
     short = -len(parts) % PANEL
     if short:
         parts = np.concatenate((parts, np.zeros((short, *parts.shape[1:]), parts.dtype)))
-    split = parts.reshape(-1, PANEL, *parts.shape[1:])
-    return np.ascontiguousarray(split.transpose(0, 2, 3, 1))
+    return parts.reshape(-1, PANEL, *parts.shape[1:])
+
+
+def _panels(parts: Array) -> Array:
+    """[out, G, n] to [panel, G, n, 16]."""
+    return np.ascontiguousarray(_split(parts).transpose(0, 2, 3, 1))
+
+
+def _to_tiles(weight: Grouped) -> Array:
+    """Codes [panel, G, 16 outputs, ...] in the order of Layout.TILES."""
+    split = _split(weight.codes)
+    panels, _, groups, n = split.shape
+    if weight.format == Format.BF16:
+        halves = split.reshape(panels, PANEL, groups, 2, GROUP // 2)
+        return np.ascontiguousarray(halves.transpose(0, 2, 1, 4, 3))
+    if n == GROUP:
+        return np.ascontiguousarray(split.transpose(0, 2, 1, 3))
+    # A byte (inputs i and i + 16) of each of four outputs become four bytes: i of two outputs and of two, then i + 16.
+    four = split.reshape(panels, 4, 4, groups, n).transpose(2, 0, 3, 1, 4)
+    out = np.empty((panels, groups, 4, n, 4), np.uint8)
+    for pair in (0, 1):
+        even, odd = four[2 * pair], four[2 * pair + 1]
+        out[..., pair] = (even & 15) | (odd << 4)
+        out[..., 2 + pair] = (even >> 4) | (odd & 0xF0)
+    return out
+
+
+def _from_tiles(weight: Packed) -> Array:
+    """As Grouped.codes [out, G, ...], with whole panels."""
+    groups, panels = weight.cols // GROUP, -(-weight.rows // PANEL)
+    if weight.format == Format.BF16:
+        pairs = weight.codes.view(np.uint16).reshape(panels, groups, PANEL, GROUP // 2, 2)
+        return np.ascontiguousarray(pairs.transpose(0, 2, 1, 4, 3)).reshape(panels * PANEL, groups, GROUP)
+    if weight.format in (Format.Q8_MIN, Format.Q8_BIAS):
+        lanes = weight.codes.reshape(panels, groups, PANEL, GROUP).transpose(0, 2, 1, 3)
+        return np.ascontiguousarray(lanes).reshape(panels * PANEL, groups, GROUP)
+    packed = weight.codes.reshape(panels, groups, 4, GROUP // 2, 4).transpose(0, 2, 1, 3, 4)
+    out = np.empty((panels, 4, 4, groups, GROUP // 2), np.uint8)
+    for pair in (0, 1):
+        low, high = packed[..., pair], packed[..., 2 + pair]
+        out[:, :, 2 * pair] = (low & 15) | (high << 4)
+        out[:, :, 2 * pair + 1] = (low >> 4) | (high & 0xF0)
+    return out.reshape(panels * PANEL, groups, GROUP // 2)
 
 
 def _aligned(array: Array) -> Array:

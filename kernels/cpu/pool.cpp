@@ -168,11 +168,10 @@ void pool_free(Pool* pool) {
 
 void pool_run(Pool* pool, Job* job) {
   const uint32_t number = job->number + 1;
-  for (int i = 0; i < job->n_phases; i++) {
-    // `done` first: who sees the new number must not see the old count.
-    set(&job->phases[i].done, 0u);
-    set(&job->phases[i].next, (uint64_t)number << 32);
-  }
+  const auto set_all = [&](uint64_t next) { for (int i = 0; i < job->n_phases; i++) set(&job->phases[i].next, next); };
+  // `done` first: who sees the new number must not see the old count.
+  for (int i = 0; i < job->n_phases; i++) set(&job->phases[i].done, 0u);
+  set_all((uint64_t)number << 32);
   set(&job->number, number);
   set(&pool->job, job);
   __atomic_add_fetch(&pool->posted, 1, __ATOMIC_SEQ_CST);
@@ -180,6 +179,8 @@ void pool_run(Pool* pool, Job* job) {
   job->ops->enter();
   job->walk(job, number, 0);
   job->ops->leave();
+  // Closed: the caller may now change what the job describes, and a late thread would count its chunks by that.
+  set_all((uint64_t)(number + 1) << 32 | UINT32_MAX);
 }
 
 void pool_forget(Pool* pool, Job* job) {

@@ -24,37 +24,42 @@ void walk_linear(Job* job, uint32_t number, int) {
   const Act& a = l->act;
   const int panels = (l->weight->rows + PANEL - 1) / PANEL, tiles = (a.rows + a.height - 1) / a.height, each = panels < 64 ? 1 : 4;
   auto nothing = [] {};
-  const auto fill = [&](int r) { l->ops->quantise(&a, r, 0, a.cols / GROUP, l->from + (int64_t)r * a.cols); };
-  const auto multiply = [&](int c) {
-    for (int p = c * each; p < panels && p < (c + 1) * each; p++)
-      l->ops->gemm(l->weight, p, &a, 0, tiles, l->to + p * PANEL, l->ld);
+  const auto fill = [&](int tile) {
+    for (int r = tile * a.height; r < a.rows && r < (tile + 1) * a.height; r++)
+      l->ops->quantise(&a, r, 0, a.cols / GROUP, l->from + (int64_t)r * a.cols);
   };
-  if (walk_phase(&l->two[0], number, a.rows, fill, nothing)) walk_phase(&l->two[1], number, (panels + each - 1) / each, multiply, nothing);
+  const auto multiply = [&](int c) {
+    const int first = c * each, n = panels - first < each ? panels - first : each;
+    l->ops->gemm(l->weight, first, n, &a, 0, tiles, l->to + first * PANEL, l->ld);
+  };
+  if (walk_phase(&l->two[0], number, tiles, fill, nothing)) walk_phase(&l->two[1], number, (panels + each - 1) / each, multiply, nothing);
 }
 
 }  // namespace
 
-// from [rows][cols] times the weight: to [rows][weight's rows, filled up to a multiple of 16]. 0, or -1: no memory or no such set.
-EXPORT int bl_linear(Pool* pool, const char* isa, const Weight* weight, const float* from, int rows, int fine, float* to) {
+// from [rows][cols] times each of `n` weights of one shape in turn: to [rows][a weight's rows, filled up to a multiple of 16] is
+// the last product. 0, or -1: no memory or no such set.
+EXPORT int bl_linear(Pool* pool, const char* isa, const Weight* weight, int n, const float* from, int rows, int fine, float* to) {
   const Ops* ops = find_ops(isa);
   void* memory = nullptr;
   if (!ops || rows < 1 || posix_memalign(&memory, 64, sizeof(Linear))) return -1;
   Linear* l = (Linear*)memset(memory, 0, sizeof(Linear));
   const int64_t padded = rows + MAX_TILE, cols = weight->cols;
-  const int tiles = (rows + ops->max_tile - 1) / ops->max_tile;
   l->walk = walk_linear, l->phases = l->two, l->n_phases = 2, l->ops = ops;
   l->weight = weight, l->from = from, l->to = to, l->ld = (weight->rows + PANEL - 1) / PANEL * PANEL;
-  l->act = {calloc(padded, cols * 2), nullptr, nullptr, nullptr, nullptr, rows, weight->cols, (rows + tiles - 1) / tiles,
-            weight->format == BF16 ? WIDE : fine ? FINE : COARSE};
-  l->act.scale = (float*)calloc(padded * cols / GROUP, 4 * sizeof(float));
-  l->act.negative = (int32_t*)l->act.scale + padded * cols / GROUP;
-  l->act.total = l->act.scale + 2 * (padded * cols / GROUP);
-  l->act.minus_zero = (int32_t*)l->act.scale + 3 * (padded * cols / GROUP);
-  const bool made = l->act.values && l->act.scale;
-  if (made) pool_run(pool, l);
+  const int64_t beside = padded * cols / GROUP, nbytes = padded * cols * 2 + 16 * beside;
+  void* values = nullptr;
+  const bool made = !posix_memalign(&values, 64, (size_t)nbytes);
+  if (made) memset(values, 0, (size_t)nbytes);
+  int32_t* after = (int32_t*)((char*)values + padded * cols * 2);
+  l->act = {values, (float*)after, after + beside, after + 2 * beside, (float*)after + 3 * beside, rows, weight->cols, tile_height(ops, rows),
+            precision_of(ops, *weight, fine)};
+  for (int i = 0; made && i < n; i++) {
+    l->weight = weight + i;
+    pool_run(pool, l);
+  }
   pool_forget(pool, l);
-  free(l->act.values);
-  free(l->act.scale);
+  free(values);
   free(l);
   return made ? 0 : -1;
 }

@@ -12,18 +12,17 @@
 
 namespace {
 
-constexpr int FEW_ROWS = 3;      // normed by one thread
+constexpr int FEW_ROWS = 3;      // normed by one thread; of tiles, whose rows share cache lines, as many as one has
 constexpr int HEAD_PANELS = 16;  // of the output head in a chunk
 constexpr int CHUNKS = 8;        // a thread, at least, where the work can be cut so
 
 // ------------------------------------------------------------------------------------------------- what goes into a product
 
-inline Precision precision_of(const Weight& w, bool fine) { return w.format == BF16 ? WIDE : fine ? FINE : COARSE; }
-inline const Act& into_qkv(const Model* m, int l) { return m->hidden[precision_of(m->layers[l].q, m->layers[l].fine & 1)]; }
-inline const Act& into_o(const Model* m, int l) { return m->mixed[precision_of(m->layers[l].o, m->layers[l].fine & 2)]; }
-inline const Act& into_mlp(const Model* m, int l) { return m->hidden[precision_of(m->layers[l].gate, m->layers[l].fine & 4)]; }
-inline const Act& into_down(const Model* m, int l) { return m->wide[precision_of(m->layers[l].down, m->layers[l].fine & 8)]; }
-inline const Act& into_head(const Model* m) { return m->last[precision_of(m->desc.head, false)]; }
+inline const Act& into_qkv(const Model* m, int l) { return m->hidden[precision_of(m->ops, m->layers[l].q, m->layers[l].fine & 1)]; }
+inline const Act& into_o(const Model* m, int l) { return m->mixed[precision_of(m->ops, m->layers[l].o, m->layers[l].fine & 2)]; }
+inline const Act& into_mlp(const Model* m, int l) { return m->hidden[precision_of(m->ops, m->layers[l].gate, m->layers[l].fine & 4)]; }
+inline const Act& into_down(const Model* m, int l) { return m->wide[precision_of(m->ops, m->layers[l].down, m->layers[l].fine & 8)]; }
+inline const Act& into_head(const Model* m) { return m->last[precision_of(m->ops, m->desc.head, false)]; }
 
 // ------------------------------------------------------------------------------------------------- chunks of work
 
@@ -83,7 +82,7 @@ void project_head(Model* m, int l, int head, int tile, int last, float* temp) {
   const int own = is_q ? head : is_k ? head - d.n_heads : head - d.n_heads - d.n_kv_heads;
   const Weight* w = is_q ? &layer.q : is_k ? &layer.k : &layer.v;
   const float* bias = is_q ? layer.q_bias : is_k ? layer.k_bias : layer.v_bias;
-  for (int p = 0; p < panels; p++) m->ops->gemm(w, own * panels + p, &a, tile, last, temp + PANEL * p, dim);
+  m->ops->gemm(w, own * panels, panels, &a, tile, last, temp, dim);
   const HeadArgs args = {bias ? bias + own * dim : nullptr,
                          is_q   ? layer.q_norm
                          : is_k ? layer.k_norm
@@ -133,23 +132,21 @@ void attend_block(Model* m, int l, const Block& block, int head, float* scratch)
 
 // Panels first .. last of `w`, for all rows, into branch.
 void project(Model* m, const Weight* w, const Act* a, int first, int last) {
-  for (int p = first; p < last; p++) m->ops->gemm(w, p, a, 0, tiles_of(*a), m->branch + p * PANEL, m->desc.hidden);
+  m->ops->gemm(w, first, last - first, a, 0, tiles_of(*a), m->branch + first * PANEL, m->desc.hidden);
 }
 
-inline int span_of(const Act& a) { return at_least(1, SPAN_ROWS / a.height); }  // tiles
+inline int span_of(const Model* m, const Act& a) { return at_least(1, m->ops->span_rows / a.height); }  // tiles
 
 // 32 outputs of gate and of up, for all rows: the activation, quantised for `down`.
 void gate_and_up(Model* m, int l, int part, float* temp) {
   const LayerDesc& layer = m->layers[l];
   const Act &a = into_mlp(m, l), &to = into_down(m, l);
-  float* up = temp + SPAN_ROWS * GROUP;
-  const int tiles = tiles_of(a), span = span_of(a);
+  float* up = temp + m->ops->span_rows * GROUP;
+  const int tiles = tiles_of(a), span = span_of(m, a);
   for (int tile = 0; tile < tiles; tile += span) {
     const int last = at_most(tiles, tile + span), first_row = tile * a.height, rows = at_most(a.rows, last * a.height) - first_row;
-    for (int p = 0; p < GROUP / PANEL; p++) {
-      m->ops->gemm(&layer.gate, part * 2 + p, &a, tile, last, temp + PANEL * p, GROUP);
-      m->ops->gemm(&layer.up, part * 2 + p, &a, tile, last, up + PANEL * p, GROUP);
-    }
+    m->ops->gemm(&layer.gate, part * 2, 2, &a, tile, last, temp, GROUP);
+    m->ops->gemm(&layer.up, part * 2, 2, &a, tile, last, up, GROUP);
     m->ops->glu(temp, up, rows, GROUP, m->desc.activation);
     for (int r = 0; r < rows; r++) m->ops->quantise(&to, first_row + r, part, 1, temp + r * GROUP);
   }
@@ -160,17 +157,18 @@ void head_chunk(Model* m, int chunk, float* temp) {
   const Act& a = into_head(m);
   Best* bests = m->bests + (int64_t)chunk * a.rows;
   for (int i = 0; i < a.rows; i++) bests[i] = {-__builtin_inff(), 0, 0};
-  const int last_panel = at_most((chunk + 1) * HEAD_PANELS, ceil_of(d.vocab, PANEL)), tiles = tiles_of(a), span = span_of(a);
-  for (int p = chunk * HEAD_PANELS; p < last_panel; p++)
+  const int last_panel = at_most((chunk + 1) * HEAD_PANELS, ceil_of(d.vocab, PANEL)), tiles = tiles_of(a), span = span_of(m, a);
+  for (int p = chunk * HEAD_PANELS; p < last_panel; p += 2)
     for (int tile = 0; tile < tiles; tile += span) {
-      const int last = at_most(tiles, tile + span);
-      m->ops->gemm(&d.head, p, &a, tile, last, temp, PANEL);
-      const int first = p * PANEL, n = at_most(PANEL, d.vocab - first);
-      for (int i = tile * a.height; i < at_most(a.rows, last * a.height); i++) {
-        float* logits = temp + (i - tile * a.height) * PANEL;
-        m->ops->best(logits, n, first, d.final_softcap, &bests[i]);
-        if (m->batch.full_logits[i]) memcpy(m->batch.logits + (int64_t)i * d.vocab + first, logits, 4 * n);
-      }
+      const int last = at_most(tiles, tile + span), both = at_most(2, last_panel - p);
+      m->ops->gemm(&d.head, p, both, &a, tile, last, temp, 2 * PANEL);
+      for (int i = tile * a.height; i < at_most(a.rows, last * a.height); i++)
+        for (int j = 0; j < both; j++) {
+          float* logits = temp + (2 * (i - tile * a.height) + j) * PANEL;
+          const int first = (p + j) * PANEL, n = at_most(PANEL, d.vocab - first);
+          m->ops->best(logits, n, first, d.final_softcap, &bests[i]);
+          if (m->batch.full_logits[i]) memcpy(m->batch.logits + (int64_t)i * d.vocab + first, logits, 4 * n);
+        }
     }
 }
 
@@ -203,7 +201,8 @@ void walk(Job* job, uint32_t number, int thread) {
   Model* m = (Model*)job;
   const ModelDesc& d = m->desc;
   const int tokens = m->batch.n_tokens, threads = pool_threads(m->pool);
-  const bool few = tokens <= FEW_ROWS;
+  const int together = m->ops->has_tiles ? m->ops->max_tile : 1;  // rows that one thread norms
+  const bool few = tokens <= at_least(FEW_ROWS, together);
   float* scratch = m->scratch + m->scratch_each * thread;
   Phase* phase = m->phases;
   bool here = true;  // until this thread finds that it is late
@@ -218,9 +217,10 @@ void walk(Job* job, uint32_t number, int thread) {
   };
   // A phase whose results `finish` each row afterwards, in its tail or in a phase of their own.
   auto run_rows = [&](Part part, int n, auto chunk, auto row) {
+    const auto rows = [&](int c) { for (int t = c * together; t < at_most(tokens, (c + 1) * together); t++) row(t); };
     if (few) return run(part, n, chunk, [&] { for (int t = 0; t < tokens; t++) row(t); });
     run(part, n, chunk, nothing);
-    run(part, tokens, row, nothing);
+    run(part, ceil_of(tokens, together), rows, nothing);
   };
   auto run_panels = [&](Part part, int panels, auto chunk, auto row) {
     const int each = at_least(1, panels / (CHUNKS * threads));
@@ -232,7 +232,7 @@ void walk(Job* job, uint32_t number, int thread) {
   for (int l = 0; l < d.n_layers && here; l++) {
     const LayerDesc& layer = m->layers[l];
     const Act& a = into_qkv(m, l);
-    const int heads = d.n_heads + 2 * d.n_kv_heads, tiles = tiles_of(a), span = span_of(a), spans = ceil_of(tiles, span);
+    const int heads = d.n_heads + 2 * d.n_kv_heads, tiles = tiles_of(a), span = span_of(m, a), spans = ceil_of(tiles, span);
     run(QKV, heads * spans, [&](int c) {
       const int first = c % spans * span;
       project_head(m, l, c / spans, first, at_most(tiles, first + span), scratch);

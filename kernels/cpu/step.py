@@ -2,7 +2,8 @@
 
 What it computes is kernels/reference.py's with these roundings: activations to 8 bits with a scale and a zero for each 32 (some
 to 16 bits: `fine_inputs`; to bfloat16 before a bfloat16 weight); queries, keys, values and attention's weights to bfloat16; all
-sums in float32 or exact integers. A row's result depends, to the bit, on that row alone.
+sums in float32 or exact integers. Where the machine multiplies tiles, all linear weights and activations become bfloat16
+instead. A row's result depends, to the bit, on that row alone.
 """
 
 import ctypes
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..spec import DecoderSpec, StepBatch, StepOutput
 from . import library as native
-from .pack import GROUP, Packed
+from .pack import GROUP, Layout, Packed
 
 Array = NDArray[Any]
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}
@@ -53,6 +54,11 @@ def page_bytes(spec: DecoderSpec, page_size: int) -> int:
     return 4 * spec.n_layers * page_size * spec.n_kv_heads * spec.head_dim
 
 
+def layout_of(isa: str) -> Layout:
+    """How an instruction set ("": this machine's best) wants its weights."""
+    return Layout.TILES if (isa or native.instruction_sets()[0]) == "amx" else Layout.DOTS
+
+
 def fine_inputs(layer: int, n_layers: int) -> int:
     """Which linears of a layer take activations of 16 bits (step.h's LayerDesc.fine); all others take 8.
 
@@ -66,6 +72,7 @@ def fine_inputs(layer: int, n_layers: int) -> int:
 class NativeStep:
     """Runs steps against a paged KV pool that it owns; one caller at a time.
 
+    The weights must lie as `layout_of(isa)` says.
     `pages` [n_pages, page bytes] is that pool, uint8: a page is one run of bytes over all layers, and holds nothing that
     depends on its place, so it may be copied, written to a file and put back anywhere. `n_positions`: the longest sequence.
     """
@@ -84,6 +91,7 @@ class NativeStep:
             raise native.NativeUnavailable(f"the native step does not run this model: {reason}")
         self._library, self._pool, self.spec = native.library(), pool, spec
         self.isa = isa or native.instruction_sets()[0]
+        assert all(weight.layout == layout_of(isa) for weight in weights.linears.values())
         self.pages = np.zeros((n_pages, page_bytes(spec, page_size)), np.uint8)  # memory that is never used is never touched
         self._kept: list[Any] = [weights]  # what the C side points to
         self._logits = np.empty((0, spec.vocab), np.float32)

@@ -24,6 +24,8 @@ typedef int32_t I32 __attribute__((vector_size(64)));
 typedef uint32_t U32 __attribute__((vector_size(64)));
 typedef uint8_t U8 __attribute__((vector_size(64)));
 typedef int16_t I16 __attribute__((vector_size(64)));
+typedef uint16_t U16 __attribute__((vector_size(64)));
+typedef uint8_t Bytes __attribute__((vector_size(16)));
 typedef uint16_t Half __attribute__((vector_size(32)));  // 16 bfloat16 or float16, as their bits
 
 template <class T>
@@ -81,8 +83,8 @@ inline void store_bytes(int8_t* to, I32 v) {  // what fits a byte
 #if defined(__AVX512F__)
   _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8((__m512i)v));
 #else
-  typedef int8_t Bytes __attribute__((vector_size(16)));
-  store(to, __builtin_convertvector(v, Bytes));
+  typedef int8_t SignedBytes __attribute__((vector_size(16)));
+  store(to, __builtin_convertvector(v, SignedBytes));
 #endif
 }
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from ...kernels.cpu.compile import HERE, sources_hash
 from ...kernels.cpu.library import Pool
-from ...kernels.cpu.step import NativeStep, page_bytes
+from ...kernels.cpu.step import NativeStep, layout_of, page_bytes
 from ...kernels.spec import StepBatch, StepOutput
 from ..models.model_file import LoadedModel
 from ..models.native_weights import native_weights
@@ -29,7 +29,7 @@ class NativeRunner:
         self.vocab = spec.vocab
         self.context_length = spec.context_length
         self.page_bytes, self._page_size = page_bytes(spec, page_size), page_size
-        weights = native_weights(model.weights, spec)
+        weights = native_weights(model.weights, spec, layout_of(isa))
         self.weight_bytes = weights.nbytes
         longest = min(spec.context_length, n_pages * page_size)
         self._step = NativeStep(spec, weights, n_pages, page_size, longest, pool, isa)

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...kernels import rounded
-from ...kernels.cpu.pack import Format, unpack
+from ...kernels.cpu.pack import Format, Layout, Packed, unpack
 from ...kernels.cpu.step import NativeWeights, fine_inputs
 from ...kernels.spec import DecoderSpec
 from .decoder import Decoder
@@ -25,7 +25,10 @@ class RoundedDecoder(Decoder):
         self._ops = rounded
 
         def linear(weight: torch.Tensor, name: str, fine: int = 0) -> rounded.RoundedWeight:
-            return rounded.RoundedWeight(weight, _inputs(weights.linears[name].format, fine))
+            packed = weights.linears[name]
+            if packed.layout == Layout.TILES:
+                weight = rounded.upper_half(weight)
+            return rounded.RoundedWeight(weight, _inputs(packed, fine))
 
         for i, layer in enumerate(self._layers):
             fine, at = fine_inputs(i, spec.n_layers), f"layers.{i}."
@@ -39,8 +42,8 @@ class RoundedDecoder(Decoder):
         self._head = linear(self._head, "embed" if spec.tied else "head")
 
 
-def _inputs(format: Format, fine: int) -> Rounding:
-    if format == Format.BF16:
+def _inputs(weight: Packed, fine: int) -> Rounding:
+    if weight.format == Format.BF16 or weight.layout == Layout.TILES:
         return rounded.to_bf16
     return rounded.fine if fine else rounded.coarse
 

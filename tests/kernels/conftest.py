@@ -9,7 +9,7 @@ import torch
 
 from baseload.kernels.cpu import library as native
 from baseload.kernels.cpu.pack import GROUP, Format, Grouped, bf16, pack
-from baseload.kernels.cpu.step import NativeStep, NativeWeights
+from baseload.kernels.cpu.step import NativeStep, NativeWeights, layout_of
 from baseload.kernels.paged_attention import KvPool
 from baseload.kernels.spec import DecoderSpec, LayerSpec, StepBatch
 from baseload.runtime.models.rounded_decoder import RoundedDecoder
@@ -31,15 +31,19 @@ def random_grouped(format: Format, rows: int, cols: int, rng: np.random.Generato
     return Grouped(codes, d.astype(np.float16), (-d * 2**bits * rng.uniform(0.3, 0.7, groups)).astype(np.float16))
 
 
-def random_weights(spec: DecoderSpec, formats: Mapping[str, Format] | Format = Format.Q4_MIN, seed: int = 0) -> NativeWeights:
-    """Weights of a decoder, biases and norms too; `formats` by the last part of the names, "" for all others."""
+def random_weights(
+    spec: DecoderSpec, isa: str = "", formats: Mapping[str, Format] | None = None, seed: int = 0
+) -> NativeWeights:
+    """Weights of a decoder, biases and norms too, as `isa` wants them; `formats` by the last part of the names, "" for all
+    others."""
     rng, linears, vectors = np.random.default_rng(seed), {}, {}
-    by_name = formats if isinstance(formats, Mapping) else {"": formats}
+    by_name = formats or {}
     for name, shape in expected_shapes(spec).items():
         part = name.rsplit(".", 1)[-1]
         if len(shape) == 2:
             std = 1.0 if part == "embed" else 1.5 / np.sqrt(shape[1])
-            linears[name] = pack(random_grouped(by_name.get(part, by_name.get("", Format.Q4_MIN)), *shape, rng, std))
+            weight = random_grouped(by_name.get(part, by_name.get("", Format.Q4_MIN)), *shape, rng, std)
+            linears[name] = pack(weight, layout_of(isa))
         else:
             vectors[name] = (rng.standard_normal(shape) * 0.3 + part.endswith("norm")).astype(np.float32)
     return NativeWeights(linears, vectors)

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from baseload.kernels.cpu import library as native
 from baseload.kernels.cpu.library import instruction_sets
-from baseload.kernels.cpu.pack import Format
-from baseload.kernels.cpu.step import NativeStep, NativeWeights
+from baseload.kernels.cpu.pack import Format, Layout
+from baseload.kernels.cpu.step import NativeStep, NativeWeights, layout_of
 from baseload.kernels.spec import DecoderSpec, LayerSpec
 
 ISAS = instruction_sets()
@@ -51,7 +51,7 @@ class Alone:
 def model(request, kit, threads, pages, row) -> Iterator[tuple[NativeStep, Alone]]:
     """A step, and what another one of the same weights says of sequences that are alone."""
     spec = mixed_spec(kit)
-    weights = kit.weights(spec, FORMATS)
+    weights = kit.weights(spec, request.param, FORMATS)
     made = [NativeStep(spec, weights, N_PAGES, kit.page, 1024, threads, request.param) for _ in range(2)]
     yield made[0], Alone(made[1], pages, row)
     for step in made:
@@ -157,13 +157,14 @@ def test_a_broken_embedding_breaks_its_own_row_only(kit, step, pages, row):
     """A scale that is no number, in one token's embedding: its row is said to be broken, its neighbours' bits stay."""
     spec = kit.spec()
     for isa in ISAS:
-        weights = kit.weights(spec, {"embed": Format.BF16})
+        weights = kit.weights(spec, isa, {"embed": Format.BF16})
         embed = weights.linears["embed"]
         healthy = step(spec, weights, isa)
         prompts = [[1, 2, 3, 4], [5, 6], [7, 8, 13], list(range(20, 60))]
         expected = bits(healthy.run(pages(64, 16).step([(row(p), len(p)) for p in prompts])).logits)
-        codes = embed.codes.view(np.uint16).reshape(-1, 16, 16, 2)  # [panel and group][pair][output][2]
-        codes[: spec.hidden // 32, :, 13] = 0x7FC0
+        codes = embed.codes.view(np.uint16).reshape(-1, 16, 16, 2)  # [panel and group][pair][output][2], or output first
+        panel = codes[: spec.hidden // 32]
+        (panel[:, 13] if layout_of(isa) == Layout.TILES else panel[:, :, 13])[...] = 0x7FC0
         broken = step(spec, weights, isa)
         output = broken.run(pages(64, 16).step([(row(p), len(p)) for p in prompts]))
         # Tied: the head's row 13 is broken too, for everybody.
@@ -205,7 +206,7 @@ def neighbours(n: int) -> Iterator[None]:
 @pytest.mark.parametrize("busy", [0, 2])
 def test_threads_and_busy_neighbours_change_no_bit(isa, busy, kit, threads, pages, row):
     spec = mixed_spec(kit)
-    weights = kit.weights(spec, FORMATS)
+    weights = kit.weights(spec, isa, FORMATS)
     expected = run_mix(weights, spec, threads, isa, pages, row)
     with neighbours(busy):
         for n in (1, 2, 3, 4):
@@ -225,7 +226,7 @@ def test_a_real_model_too(isa, smollm2, threads, pages, row):
 
     model = load_model(smollm2)
     spec = model.config.decoder
-    step = NativeStep(spec, native_weights(model.weights, spec), 64, 32, 1024, threads, isa)
+    step = NativeStep(spec, native_weights(model.weights, spec, layout_of(isa)), 64, 32, 1024, threads, isa)
     try:
         ids = model.tokenizer.encode(
             "The tide tables said high water at noon; by eleven the harbour was full. " * 30, specials=False

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from baseload.kernels.cpu import library as native
 from baseload.kernels.cpu.library import instruction_sets
-from baseload.kernels.cpu.pack import GROUP, Format, Grouped, Packed, bf16, int8, pack, unpack
-from baseload.kernels.rounded import quantise_coarse, quantise_fine, to_bf16
+from baseload.kernels.cpu.pack import GROUP, Format, Grouped, Layout, bf16, int8, pack, unpack
+from baseload.kernels.cpu.step import layout_of
+from baseload.kernels.rounded import quantise_coarse, quantise_fine, to_bf16, upper_half
 
 ISAS = instruction_sets()
 ROUNDING = 2.0**-23
@@ -26,14 +27,20 @@ DOUBTFUL = 2.0**-13  # so near to half a step, a fused product rounds otherwise 
 INTEGER = [f for f in Format if f != Format.BF16]
 
 
-def linear(pool: native.Pool, isa: str, weight: Packed, x: NDArray[np.float32], fine: bool = False) -> NDArray[np.float32]:
+def linear(pool: native.Pool, isa: str, grouped: Grouped, x: NDArray[np.float32], fine: bool = False) -> NDArray[np.float32]:
     """x [M, in] times the weight, transposed: [M, out]."""
-    x = np.ascontiguousarray(x)
+    x, weight = np.ascontiguousarray(x), pack(grouped, layout_of(isa))
     out = np.full((len(x), -(-weight.rows // 16) * 16), 7, np.float32)
     w = native.Weight(weight.codes.ctypes.data, weight.scales.ctypes.data, int(weight.format), weight.rows, weight.cols)
     library = native.library()
-    assert library.bl_linear(pool.handle, isa.encode(), ctypes.byref(w), x.ctypes.data, len(x), fine, out.ctypes.data) == 0
+    assert (
+        library.bl_linear(pool.handle, isa.encode(), ctypes.addressof(w), 1, x.ctypes.data, len(x), fine, out.ctypes.data) == 0
+    )
     return out[:, : weight.rows]
+
+
+def unpacked(weight: Grouped) -> NDArray[np.float32]:
+    return unpack(pack(weight, Layout.DOTS))
 
 
 def bits(x: NDArray[np.float32]) -> NDArray[np.uint32]:
@@ -55,11 +62,11 @@ def meant(weight: Grouped) -> tuple[NDArray, NDArray, NDArray]:
     return codes.astype(np.float64) - bias, weight.d.astype(np.float64)[..., None], m.astype(np.float64)[..., None]
 
 
-@given(st.sampled_from(Format), st.integers(1, 70), st.integers(1, 9), st.integers(0, 1 << 30))
-@settings(max_examples=100, deadline=None)
-def test_what_is_packed_is_unpacked(kit, format, rows, groups, seed):
+@given(st.sampled_from(Format), st.sampled_from(Layout), st.integers(1, 70), st.integers(1, 9), st.integers(0, 1 << 30))
+@settings(max_examples=200, deadline=None)
+def test_what_is_packed_is_unpacked(kit, format, layout, rows, groups, seed):
     weight = kit.grouped(format, rows, 32 * groups, np.random.default_rng(seed))
-    packed = pack(weight)
+    packed = pack(weight, layout)
     assert packed.format == weight.format == format and (packed.rows, packed.cols) == weight.shape == (rows, 32 * groups)
     assert all(part.ctypes.data % 64 == 0 for part in (packed.codes, packed.scales) if part.size)
     codes, d, m = meant(weight)
@@ -73,7 +80,7 @@ def test_what_is_packed_is_unpacked(kit, format, rows, groups, seed):
 def test_outputs_in_another_order(kit):
     for format in Format:
         weight, order = kit.grouped(format, 20, 64, np.random.default_rng(0)), np.random.default_rng(1).permutation(20)
-        np.testing.assert_array_equal(unpack(pack(weight.rows(order))), unpack(pack(weight))[order])
+        np.testing.assert_array_equal(unpacked(weight.rows(order)), unpacked(weight)[order])
 
 
 @given(st.integers(0, 1 << 30), st.sampled_from([1e-6, 1.0, 1e4]))
@@ -81,13 +88,13 @@ def test_outputs_in_another_order(kit):
 def test_floats_become_the_nearest_of_their_format(seed, size):
     x = (np.random.default_rng(seed).standard_normal((5, 64)) * size).astype(np.float32)
     x[0, :32] = 0
-    np.testing.assert_array_equal(unpack(pack(bf16(x))), to_bf16(torch.from_numpy(x)).numpy())
+    np.testing.assert_array_equal(unpacked(bf16(x)), to_bf16(torch.from_numpy(x)).numpy())
     d = int8(x).d
     assert d is not None
     scale = np.repeat(d.astype(np.float32), 32, 1)
     # The scale is itself rounded to float16, by 2^-11 or (subnormal) 2^-25: at the end of 127 steps that is as much more.
     slack = 127 * np.maximum(scale * 2.0**-11, 2.0**-25)
-    assert (np.abs(unpack(pack(int8(x))) - x) <= scale / 2 + slack).all()
+    assert (np.abs(unpacked(int8(x)) - x) <= scale / 2 + slack).all()
 
 
 # --- products ------------------------------------------------------------------------------------------------------------
@@ -101,12 +108,12 @@ class Exact:
     bound: NDArray[np.float64]
 
 
-def exact_product(weight: Grouped, x: NDArray[np.float32], fine: bool) -> Exact:
+def exact_product(weight: Grouped, x: NDArray[np.float32], isa: str, fine: bool) -> Exact:
     codes, d, m = meant(weight)
     n_groups = codes.shape[1]
     given = torch.from_numpy(x)
-    if weight.d is None:
-        rounded, w = to_bf16(given).double().numpy(), codes.reshape(len(codes), -1)
+    if weight.d is None or layout_of(isa) == Layout.TILES:
+        rounded, w = to_bf16(given).double().numpy(), upper_half(torch.from_numpy(unpacked(weight))).double().numpy()
         return Exact(rounded @ w.T, (x.shape[1] + 1) * (ROUNDING * (np.abs(rounded) @ np.abs(w).T) + TINY))
     integers, step = (part.double().numpy() for part in (quantise_fine if fine else quantise_coarse)(given))
     dots = np.matmul(integers.transpose(1, 0, 2), codes.transpose(1, 2, 0)) * d.transpose(1, 2, 0)  # [G, M, out]
@@ -167,9 +174,9 @@ def any_weight(kit, format: Format, rows: int, cols: int, rng: np.random.Generat
 def test_products_keep_their_bound(kit, threads, format, fine, m, n, groups, seed):
     rng = np.random.default_rng(seed)
     weight, x = any_weight(kit, format, n, 32 * groups, rng), rows_of_kinds((m, 32 * groups), rng)
-    packed, exact = pack(weight), exact_product(weight, x, fine)
     for isa in ISAS:
-        error = np.abs(linear(threads, isa, packed, x, fine) - exact.value)
+        exact = exact_product(weight, x, isa, fine)
+        error = np.abs(linear(threads, isa, weight, x, fine) - exact.value)
         worst = np.unravel_index((error - exact.bound).argmax(), error.shape)
         assert (error <= exact.bound).all(), (isa, worst, error[worst], exact.bound[worst], exact.value[worst])
 
@@ -186,8 +193,8 @@ def test_codes_and_activations_at_their_ends(kit, threads, isa, format, fine):
     x = np.ones((9, cols), np.float32)
     x[1::2] = -1
     x[2::3, ::2] *= -1
-    exact = exact_product(full, x, fine)
-    assert (np.abs(linear(threads, isa, pack(full), x, fine) - exact.value) <= exact.bound).all()
+    exact = exact_product(full, x, isa, fine)
+    assert (np.abs(linear(threads, isa, full, x, fine) - exact.value) <= exact.bound).all()
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -195,15 +202,15 @@ def test_codes_and_activations_at_their_ends(kit, threads, isa, format, fine):
 @pytest.mark.parametrize("fine", [False, True])
 def test_a_broken_number_breaks_its_own_row_only(kit, threads, isa, format, fine):
     rng = np.random.default_rng(1)
-    packed = pack(kit.grouped(format, 40, 96, rng))
+    weight = kit.grouped(format, 40, 96, rng)
     for rows in (1, 3, 7, 33):
         x = rng.standard_normal((rows, 96)).astype(np.float32)
-        healthy = linear(threads, isa, packed, x, fine)
+        healthy = linear(threads, isa, weight, x, fine)
         for value in (np.nan, np.inf, -np.inf):
             for column in (0, 15, 16, 31, 70, 95):
                 broken, hit = x.copy(), int(rng.integers(rows))
                 broken[hit, column] = value
-                found = linear(threads, isa, packed, broken, fine)
+                found = linear(threads, isa, weight, broken, fine)
                 assert not np.isfinite(found[hit]).any(), (value, column, hit)
                 np.testing.assert_array_equal(bits(np.delete(found, hit, 0)), bits(np.delete(healthy, hit, 0)))
 
@@ -219,7 +226,7 @@ SIZES = (st.booleans(), st.integers(1, 70), st.integers(1, 40), st.integers(1, 6
 @settings(max_examples=150, deadline=None)
 def test_a_row_has_the_same_bits_in_any_company(kit, threads, format, fine, m, n, groups, seed):
     rng = np.random.default_rng(seed)
-    weight, x = pack(any_weight(kit, format, n, 32 * groups, rng)), rows_of_kinds((m, 32 * groups), rng)
+    weight, x = any_weight(kit, format, n, 32 * groups, rng), rows_of_kinds((m, 32 * groups), rng)
     order, some = rng.permutation(m), int(rng.integers(1, m + 1))
     for isa in ISAS:
         together = bits(linear(threads, isa, weight, x, fine))
@@ -228,14 +235,17 @@ def test_a_row_has_the_same_bits_in_any_company(kit, threads, format, fine, m, n
             np.testing.assert_array_equal(bits(linear(threads, isa, weight, x[r : r + 1], fine))[0], together[r])
 
 
-@pytest.mark.skipif(len(ISAS) < 3, reason="one instruction set with fused products, or none")
+FUSED = [isa for isa in ISAS if isa != "portable" and layout_of(isa) == Layout.DOTS]
+
+
+@pytest.mark.skipif(len(FUSED) < 2, reason="one instruction set with fused products, or none")
 @given(st.sampled_from(INTEGER), *SIZES)
 @settings(max_examples=150, deadline=None)
 def test_instruction_sets_with_fused_products_give_the_same_bits(kit, threads, format, fine, m, n, groups, seed):
-    """Tiles, vectors of 512 bits and of 256: the same integers, and the same roundings of them."""
+    """Vectors of 512 bits and of 256: the same integers, and the same roundings of them."""
     rng = np.random.default_rng(seed)
-    weight, x = pack(any_weight(kit, format, n, 32 * groups, rng)), rows_of_kinds((m, 32 * groups), rng)
-    first, *others = (bits(linear(threads, isa, weight, x, fine)) for isa in ISAS if isa != "portable")
+    weight, x = any_weight(kit, format, n, 32 * groups, rng), rows_of_kinds((m, 32 * groups), rng)
+    first, *others = (bits(linear(threads, isa, weight, x, fine)) for isa in FUSED)
     for other in others:
         np.testing.assert_array_equal(other, first)
 
@@ -244,7 +254,7 @@ def test_instruction_sets_with_fused_products_give_the_same_bits(kit, threads, f
 @settings(max_examples=30, deadline=None)
 def test_threads_change_no_bit(kit, threads, seed, n_threads):
     rng = np.random.default_rng(seed)
-    weight, x = pack(kit.grouped(Format.Q4_MIN, 500, 128, rng)), rows_of_kinds((17, 128), rng)
+    weight, x = kit.grouped(Format.Q4_MIN, 500, 128, rng), rows_of_kinds((17, 128), rng)
     pool = native.Pool(n_threads)
     try:
         for isa in ISAS:
@@ -254,6 +264,6 @@ def test_threads_change_no_bit(kit, threads, seed, n_threads):
 
 
 def test_an_unknown_instruction_set_is_refused(kit, threads):
-    packed, x = pack(kit.grouped(Format.Q4_MIN, 16, 32, np.random.default_rng(0))), np.ones((1, 32), np.float32)
+    weight, x = kit.grouped(Format.Q4_MIN, 16, 32, np.random.default_rng(0)), np.ones((1, 32), np.float32)
     with pytest.raises(AssertionError):
-        linear(threads, "abacus", packed, x)
+        linear(threads, "abacus", weight, x)

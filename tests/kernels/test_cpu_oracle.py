@@ -95,7 +95,7 @@ def test_every_feature_in_one_layer(feature, isa, precision, kit, step, pages, r
     changes = FEATURES[feature]
     layers = changes.get("layers", (LayerSpec(),))
     spec = kit.spec(1, **changes | {"layers": layers[:1]})
-    check(errors(kit, step, pages, row, spec, kit.weights(spec), isa))
+    check(errors(kit, step, pages, row, spec, kit.weights(spec, isa), isa))
 
 
 @pytest.mark.parametrize("feature", FEATURES)
@@ -109,7 +109,7 @@ def test_every_feature_in_five_layers(feature, kit, step, pages, row):
 @pytest.mark.parametrize("formats", FORMATS)
 def test_every_format(formats, isa, precision, kit, step, pages, row):
     spec = kit.spec(1, tied=False)
-    check(errors(kit, step, pages, row, spec, kit.weights(spec, FORMATS[formats]), isa))
+    check(errors(kit, step, pages, row, spec, kit.weights(spec, isa, FORMATS[formats]), isa))
 
 
 @pytest.mark.parametrize("fine", [1, 2, 4, 8])
@@ -172,7 +172,7 @@ def test_greedy_text_of_a_real_model_is_the_oracles(isa, smollm2, kit, step, pag
     by 0.02 standard deviations. So a token may differ where the two best are as near as a few times that; it is reported."""
     model = load_model(smollm2)
     spec = model.config.decoder
-    weights = native_weights(model.weights, spec)
+    weights = native_weights(model.weights, spec, cpu_step.layout_of(isa))
     rows = [row(model.tokenizer.encode(prompt, specials=False)) for prompt in PROMPTS]
     prompts = [len(r.tokens) for r in rows]
     generate(step(spec, weights, isa, n_pages=8 * 6, page_size=16), rows, pages(48, 16, 3), 64)

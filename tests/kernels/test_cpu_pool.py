@@ -18,7 +18,7 @@ import pytest
 
 from baseload.kernels.cpu import library as native
 from baseload.kernels.cpu.library import instruction_sets
-from baseload.kernels.cpu.step import NativeStep, NativeWeights
+from baseload.kernels.cpu.step import NativeStep, NativeWeights, layout_of
 from baseload.kernels.spec import DecoderSpec, StepBatch
 
 ISAS = instruction_sets()
@@ -58,11 +58,14 @@ class Small:
 
     def __init__(self, kit, pages, row) -> None:
         self.spec: DecoderSpec = kit.spec(2)
-        self.weights: NativeWeights = kit.weights(self.spec)
+        self._weights = {layout_of(isa): kit.weights(self.spec, isa) for isa in ISAS}
         self._pages, self._row = pages, row
 
+    def weights(self, isa: str) -> NativeWeights:
+        return self._weights[layout_of(isa)]
+
     def step(self, pool: native.Pool, isa: str = "", n_pages: int = 80) -> NativeStep:
-        return NativeStep(self.spec, self.weights, n_pages, 16, 1024, pool, isa)
+        return NativeStep(self.spec, self.weights(isa), n_pages, 16, 1024, pool, isa)
 
     def batch(self, *lengths: int, seed: int = 0) -> StepBatch:
         """Whole prompts of these lengths."""

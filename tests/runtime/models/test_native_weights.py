@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from baseload.kernels.cpu.pack import Format, Grouped, bf16, int8, pack, unpack
+from baseload.kernels.cpu.pack import Format, Grouped, Layout, bf16, int8, pack, unpack
 from baseload.kernels.spec import DecoderSpec, LayerSpec
 from baseload.runtime.models import quants
 from baseload.runtime.models.groups import grouped
@@ -66,7 +66,7 @@ def gguf_py(raw: NDArray[np.uint8], ggml_type: int) -> NDArray[np.float32]:
 def test_groups_mean_what_gguf_py_says(ggml_type: int):
     raw = blocks(ggml_type)
     weight, theirs = grouped(raw, ggml_type, (ROWS, COLS)), gguf_py(raw, ggml_type)
-    ours = unpack(pack(weight))
+    ours = unpack(pack(weight, Layout.DOTS))
     if ggml_type in EXACT:
         assert weight.format == EXACT[ggml_type]
         np.testing.assert_array_equal(ours, theirs)
@@ -131,19 +131,19 @@ def test_what_takes_the_same_activations_is_bfloat16_all_or_none():
     mixed = MixedWeights(
         {"v": Format.BF16, "gate": Format.BF16, "up": Format.Q4_BIAS, "down": Format.BF16, "q": Format.Q4_BIAS}
     )
-    found = native_weights(mixed, SPEC)
+    found = native_weights(mixed, SPEC, Layout.DOTS)
     assert formats_of(found, "q", "k", "v") == [Format.Q4_BIAS, Format.Q8_BIAS, Format.Q8_BIAS]
     assert formats_of(found, "gate", "up", "down") == [Format.Q8_BIAS, Format.Q4_BIAS, Format.BF16]
     gate, want = found.linears["layers.1.gate"], mixed.tensor("layers.1.gate")
     assert np.abs(unpack(gate) - want).max() <= np.abs(want).max() * (1 / 254 + 2**-8)
-    alike = native_weights(MixedWeights(dict.fromkeys(("q", "k", "v", "gate", "up"), Format.BF16)), SPEC)
+    alike = native_weights(MixedWeights(dict.fromkeys(("q", "k", "v", "gate", "up"), Format.BF16)), SPEC, Layout.DOTS)
     assert formats_of(alike, "q", "k", "v", "gate", "up") == [Format.BF16] * 5
     assert mixed.released == SPEC.n_layers, "a large file's pages are let go layer by layer"
 
 
 def test_vectors_are_copied_as_they_multiply():
     weights = MixedWeights({})
-    found = native_weights(weights, SPEC)
+    found = native_weights(weights, SPEC, Layout.DOTS)
     assert set(found.vectors) == {name for name, shape in expected_shapes(SPEC).items() if len(shape) == 1}
     np.testing.assert_array_equal(found.vectors["layers.0.q_bias"], weights.tensor("layers.0.q_bias"))
     for name in ("norm", "layers.0.attn_norm", "layers.1.k_norm"):
@@ -154,10 +154,11 @@ def test_vectors_are_copied_as_they_multiply():
 
 
 @pytest.mark.slow
-def test_a_real_file_means_the_same_in_both_layouts(smollm2):
+@pytest.mark.parametrize("layout", Layout)
+def test_a_real_file_means_the_same_in_both_layouts(layout, smollm2):
     """Rows of q and k are put in another order on both ways."""
     model = load_model(smollm2)
-    found = native_weights(model.weights, model.config.decoder)
+    found = native_weights(model.weights, model.config.decoder, layout)
     for name in ("embed", "layers.0.q", "layers.7.k", "layers.7.v", "layers.29.down"):
         ours, theirs = unpack(found.linears[name]), model.weights.tensor(name)
         assert np.abs(ours - theirs).max() <= np.abs(theirs).max() * 2**-7, name
