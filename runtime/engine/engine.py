@@ -267,9 +267,15 @@ class Engine:
         """Sleep while there is nothing to do. False: this generation is over."""
         with me.wake:
             while not (me.inbox or me.core.is_busy or me.over):
+                self._pace(is_busy=False)
                 me.wake.wait()
+            self._pace(is_busy=True)
             me.busy_since = self._clock()
             return not me.over
+
+    def _pace(self, *, is_busy: bool) -> None:
+        if self._store is not None:
+            self._store.pace(is_busy=is_busy)
 
     def _turn(self, me: _Generation) -> None:
         while me.inbox:

@@ -2,8 +2,9 @@
 
 The engine's thread reads; a thread of the store's own writes. Writing takes nothing from the engine: a page in the prefix tree
 does not change, so the store copies it from the pool when it gets round to it, and then asks whether the page was still in the
-tree, which makes the copy good. There is no tier in host memory: on a CPU the pool is host memory, and what was read or
-written lately is in the system's page cache anyway.
+tree, which makes the copy good. While the engine computes, on the same cores, the store's thread rests most of the time. There
+is no tier in host memory: on a CPU the pool is host memory, and what was read or written lately is in the system's page cache
+anyway.
 
 A disk that fails, is full or is slow turns the store off, once and with one warning; the engine then computes.
 """
@@ -26,6 +27,7 @@ from .kv_file import PageFile, folder_of, trim
 log = logging.getLogger("baseload.kv_store")
 
 MAX_JOBS = 8192  # pages waiting to be written; more are not kept
+REST = 9.0  # times as long as it has worked, the thread rests while the engine is busy
 SLOW_S, SLOW_READS = 0.05, 8  # so many reads in a row that take longer: computing is no slower, and the steps get on
 
 
@@ -89,6 +91,9 @@ class KvStore:
         self._jobs: deque[Callable[[PageFile], None]] = deque()
         self._working = True  # the thread opens the file first
         self._closing = False
+        self._is_busy = False  # the engine
+        self._hurried = 0  # by callers of `flush`
+        self._copy = np.empty(pages.shape[1], np.uint8)  # the thread's
         self._stamp = self._slow = self._hits = self._misses = self._corrupt = self._saved = self._dropped = 0
         self._thread = threading.Thread(target=self._run, name="kv-store", daemon=True)
 
@@ -151,6 +156,13 @@ class KvStore:
             if (slot := self._slots.pop(key, None)) is not None:
                 self._add(functools.partial(self._erase, slot))
 
+    def pace(self, *, is_busy: bool) -> None:
+        """The engine says when it begins and when it ends to compute."""
+        if is_busy != self._is_busy:
+            with self._wake:
+                self._is_busy = is_busy
+                self._wake.notify_all()
+
     def stats(self) -> StoreStats:
         """Safe from any thread."""
         with self._wake:
@@ -161,7 +173,12 @@ class KvStore:
     def flush(self, timeout_s: float) -> bool:
         """Wait until all that was to be kept is written; False if that takes longer."""
         with self._wake:
-            return self._wake.wait_for(lambda: not (self._jobs or self._working), timeout_s)
+            self._hurried += 1
+            self._wake.notify_all()
+            try:
+                return self._wake.wait_for(lambda: not (self._jobs or self._working), timeout_s)
+            finally:
+                self._hurried -= 1
 
     def close(self, timeout_s: float = 2.0) -> None:
         """Let others have the file. What is not written yet, is not."""
@@ -177,9 +194,11 @@ class KvStore:
     def _run(self) -> None:
         file = None
         try:
-            file = self._open()
-            while (job := self._next()) is not None:
+            file, took = self._open(), 0.0
+            while (job := self._next(took)) is not None:
+                began = time.monotonic()
                 job(file)
+                took = time.monotonic() - began
         except BlockingIOError:
             self._turn_off("another process uses it")
         except Exception as error:  # OSError, mostly; whatever it is, the engine goes on without a store
@@ -206,19 +225,24 @@ class KvStore:
         log.info("%d KV pages of %d on disk, in %s", len(found.slots), file.n_slots, folder_of(self._root, identity))
         return file
 
-    def _next(self) -> Callable[[PageFile], None] | None:
+    def _next(self, took: float) -> Callable[[PageFile], None] | None:
+        """The next job, after some rest from one that took so many seconds."""
         with self._wake:
             self._working = False
             self._wake.notify_all()
-            self._wake.wait_for(lambda: self._jobs or self._closing or self._file is None)
-            if self._closing or self._file is None:
+            self._wake.wait_for(lambda: not self._is_busy or self._hurried or self._is_over, took * REST)
+            self._wake.wait_for(lambda: self._jobs or self._is_over)
+            if self._is_over:
                 return None
             self._working = True
             return self._jobs.popleft()
 
+    @property
+    def _is_over(self) -> bool:
+        return self._closing or self._file is None
+
     def _save(self, key: bytes, page: int, is_kept: Callable[[], bool], file: PageFile) -> None:
-        copy = np.empty_like(self._pages[page])
-        np.copyto(copy, self._pages[page])
+        np.copyto(self._copy, self._pages[page])
         with self._wake:
             if key not in self._queued:  # discarded
                 return
@@ -228,7 +252,7 @@ class KvStore:
                 return
             slot = self._free.pop() if self._free else self._evict()
             self._stamp += 1
-        file.write(slot, key, self._stamp, copy)
+        file.write(slot, key, self._stamp, self._copy)
         with self._wake:
             if key in self._queued:
                 self._queued.remove(key)

@@ -5,6 +5,7 @@ import itertools
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baseload.runtime.engine import kv_file
+from baseload.runtime.engine import kv_file, kv_store
 from baseload.runtime.engine.kv_file import PageFile, folder_of, trim
 from baseload.runtime.engine.kv_store import SLOW_READS, KvStore, LentStore
 
@@ -40,6 +41,28 @@ def test_without_a_clean_end_too(tmp_path: Path):
         shutil.copytree(tmp_path / "a", tmp_path / "b")
     with opened(tmp_path / "b", new_pool(1)) as store:
         assert get(store, 2) == pool[2].tobytes()
+
+
+@pytest.mark.parametrize("end", ["idle", "flush"])
+def test_a_busy_engine_delays_pages_and_loses_none(end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(kv_store, "REST", 1e9)  # after its first page the thread would rest for ever
+    with opened(tmp_path, new_pool()) as store:
+        store.pace(is_busy=True)
+        for i in range(1, 8):
+            store.keep(KEYS[i], i, 0, lambda: True)
+        wait_for(lambda: store.stats().saved == 1)
+        if end == "idle":
+            store.pace(is_busy=False)
+            wait_for(lambda: store.stats().saved == 7)
+        else:
+            assert store.flush(20) and store.stats().saved == 7
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.005)
+    assert condition()
 
 
 def test_the_page_that_was_not_wanted_for_longest_makes_room(tmp_path: Path):
