@@ -33,6 +33,7 @@ class LoadOptions:
     kernels: str = "auto"  # "auto", "native" or "torch"
     kv_disk: Path | None = None  # the folder where KV pages outlive the process; None: they don't
     kv_disk_mb: int = 2048  # how many of them, for each model
+    isa: str = "auto"  # of the native step; "auto": the best that the machine has
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,8 @@ class Loader:
         with self._lock:
             self._pool = self._pool or Pool(n_threads(options.threads))
         digest = self._beside.submit(lambda: model.digest) if options.kv_disk else None
-        runner = NativeRunner(model, config.n_pages, config.page_size, self._pool)
+        isa = "" if options.isa == "auto" else options.isa
+        runner = NativeRunner(model, config.n_pages, config.page_size, self._pool, isa)
         return runner, self._store(runner, digest) if digest else None
 
     def _torch(self, opened: OpenedModel) -> DescribedRunner:

@@ -91,4 +91,6 @@ def load_options(settings: EngineSettings) -> LoadOptions:
         watchdog_s=settings.watchdog_s,
     )
     kv_disk = default_root() / "kv" if settings.kv_disk_mb else None
-    return LoadOptions(config, settings.kv_memory_mb, settings.threads, settings.kernels, kv_disk, settings.kv_disk_mb)
+    return LoadOptions(
+        config, settings.kv_memory_mb, settings.threads, settings.kernels, kv_disk, settings.kv_disk_mb, settings.isa
+    )

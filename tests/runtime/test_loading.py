@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from baseload.kernels import dispatch
-from baseload.kernels.cpu.library import NativeUnavailable, library
+from baseload.kernels.cpu.library import NativeUnavailable, instruction_sets, library
 from baseload.kernels.spec import DecoderSpec, LayerSpec
 from baseload.runtime.engine import Engine, EngineConfig
 from baseload.runtime.engine.native_runner import NativeRunner
@@ -85,6 +85,19 @@ async def test_the_native_step_is_taken_and_said(model, load, caplog):
         engine = load(model)
     assert runs_on(engine) is NativeRunner and not warnings(caplog)
     assert any("native step (" in record.message and "threads" in record.message for record in caplog.records)
+
+
+@pytest.mark.parametrize("isa", instruction_sets())
+async def test_the_settings_may_name_the_instructions(isa, model, load, caplog):
+    with caplog.at_level(logging.INFO, "baseload.runtime"):
+        engine = load(model, isa=isa)
+    assert len(await answer(engine)) == 4
+    assert any(f"native step ({isa}, " in record.message for record in caplog.records)
+
+
+async def test_instructions_that_the_machine_has_not(model, load):
+    with pytest.raises(ModelFileError, match="does not run the instruction set 'abacus'"):
+        load(model, isa="abacus")
 
 
 async def test_torch_where_the_settings_ask_for_it(model, load, caplog):
