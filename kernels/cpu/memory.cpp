@@ -39,7 +39,8 @@ void lay_out(Model* m, Cutter& from, int tokens, int rows) {
   cut_act(from, m->hidden, tokens, d.hidden);
   cut_act(from, m->mixed, tokens, heads);
   cut_act(from, m->wide, tokens, d.intermediate);
-  m->scratch_each = at_least(attend_scratch(at_least(group, PREFILL_ROWS), d.head_dim), (m->ops->span_rows + MAX_TILE) * at_least(d.head_dim, 2 * GROUP));
+  const int span = (m->ops->span_rows + MAX_TILE) * at_least(d.head_dim, 2 * GROUP);
+  m->scratch_each = at_least(attend_scratch(at_least(group, PREFILL_ROWS), d.head_dim), span);
   m->scratch_each = (m->scratch_each + 63) & ~(int64_t)15;
   m->scratch = from.take<float>(m->scratch_each * pool_threads(m->pool));
   m->blocks = from.take<Block>(tokens + rows);

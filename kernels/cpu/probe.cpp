@@ -52,8 +52,8 @@ EXPORT int bl_linear(Pool* pool, const char* isa, const Weight* weight, int n, c
   const bool made = !posix_memalign(&values, 64, (size_t)nbytes);
   if (made) memset(values, 0, (size_t)nbytes);
   int32_t* after = (int32_t*)((char*)values + padded * cols * 2);
-  l->act = {values, (float*)after, after + beside, after + 2 * beside, (float*)after + 3 * beside, rows, weight->cols, tile_height(ops, rows),
-            precision_of(ops, *weight, fine)};
+  l->act = {values, (float*)after, after + beside, after + 2 * beside, (float*)after + 3 * beside,
+            rows,   weight->cols,  tile_height(ops, rows), precision_of(ops, *weight, fine)};
   for (int i = 0; made && i < n; i++) {
     l->weight = weight + i;
     pool_run(pool, l);

@@ -237,7 +237,8 @@ void walk(Job* job, uint32_t number, int thread) {
       const int first = c % spans * span;
       project_head(m, l, c / spans, first, at_most(tiles, first + span), scratch);
     }, nothing);
-    run(ATTENTION, m->n_blocks * d.n_kv_heads, [&](int c) { attend_block(m, l, m->blocks[c / d.n_kv_heads], c % d.n_kv_heads, scratch); }, nothing);
+    const auto attend = [&](int c) { attend_block(m, l, m->blocks[c / d.n_kv_heads], c % d.n_kv_heads, scratch); };
+    run(ATTENTION, m->n_blocks * d.n_kv_heads, attend, nothing);
     run_panels(O, d.hidden / PANEL, [&](int a, int b) { project(m, &layer.o, &into_o(m, l), a, b); },
                [&](int t) { norm_row(m, into_mlp(m, l), t, layer.post_attn_norm, layer.mlp_norm, false); });
     run(GATE_UP, d.intermediate / GROUP, [&](int part) { gate_and_up(m, l, part, scratch); }, nothing);
