@@ -1,6 +1,7 @@
 """`baseload bench kernels`: the native kernels beside the machine's own ceilings, measured in the same run.
 
-Two ceilings: bytes read from memory in a second by all threads, and integer operations in a second with nothing to load. A
+Two ceilings: bytes read from memory in a second by all threads, and operations in a second with nothing to load: integer dot
+products, or bfloat16 tiles where the machine has them. A
 product of M rows does 2 * M operations for each weight and reads each weight once, so it cannot take less time than the larger
 of the two allows; its share of that is what a kernel is judged by. Then the parts of a whole decoder step.
 """
@@ -45,11 +46,11 @@ class Ceilings:
     """What this machine can do with all threads: measured, not declared."""
 
     read_bytes_per_s: float
-    int8_operations_per_s: float
+    operations_per_s: float
 
     def seconds(self, nbytes: int, operations: int) -> float:
         """The least time that these allow."""
-        return max(nbytes / self.read_bytes_per_s, operations / self.int8_operations_per_s)
+        return max(nbytes / self.read_bytes_per_s, operations / self.operations_per_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +130,9 @@ def lines(pool: native.Pool, isa: str, limits: Ceilings) -> list[Line]:
         nbytes = copies[0].nbytes
         for rows in ROWS:
             operations = 2 * rows * SHAPE[0] * SHAPE[1]
-            counted = operations if copies[0].format != Format.BF16 else 2 * operations  # a bfloat16 product costs two
+            # Without tiles, whose ceiling is one of bfloat16, a product in that costs as much as two in 8 bits.
+            is_dear = copies[0].format == Format.BF16 and layout_of(isa) == Layout.DOTS
+            counted = 2 * operations if is_dear else operations
             took = linear(pool, isa, copies, rows)
             found.append(Line(name, rows, took, nbytes, operations, limits.seconds(nbytes, counted)))
     return found
@@ -182,7 +185,7 @@ def draw(found: Sequence[Line], limits: Ceilings, to: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(8, 5))
     xs = np.geomspace(1, 1000, 200)
-    roof = np.minimum(xs * limits.read_bytes_per_s, limits.int8_operations_per_s) / 1e9
+    roof = np.minimum(xs * limits.read_bytes_per_s, limits.operations_per_s) / 1e9
     axes.loglog(xs, roof, color="0.4", label="ceiling, measured")
     for name in dict.fromkeys(line.format for line in found):
         mine = [line for line in found if line.format == name]
@@ -201,8 +204,9 @@ def draw(found: Sequence[Line], limits: Ceilings, to: Path) -> None:
 
 def show(found: Sequence[Line], limits: Ceilings, steps: dict[str, dict[str, float]], console: Console) -> None:
     """The tables."""
-    read, operations = limits.read_bytes_per_s / 1e9, limits.int8_operations_per_s / 1e9
-    console.print(f"ceilings: {read:.1f} GB/s read, {operations:,.0f} x 10^9 int8 operations/s")
+    read, operations = limits.read_bytes_per_s / 1e9, limits.operations_per_s / 1e9
+    kind = "bfloat16" if layout_of(isa) == Layout.TILES else "int8"
+    console.print(f"ceilings: {read:.1f} GB/s read, {operations:,.0f} x 10^9 {kind} operations/s")
     table = Table("weights", "rows", "ms", "GB/s", "GOP/s", "share of the ceiling", title=f"linear {SHAPE[0]} x {SHAPE[1]}")
     for line in found:
         rates = f"{line.nbytes / line.seconds / 1e9:.1f}", f"{line.operations / line.seconds / 1e9:,.0f}"
