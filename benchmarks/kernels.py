@@ -47,6 +47,7 @@ class Ceilings:
 
     read_bytes_per_s: float
     operations_per_s: float
+    kind: str  # int8, or bfloat16 where the machine has tiles
 
     def seconds(self, nbytes: int, operations: int) -> float:
         """The least time that these allow."""
@@ -94,7 +95,8 @@ def ceilings(pool: native.Pool, isa: str) -> Ceilings:
     rounds = 200_000
     operations = lib.bl_int8_products(pool.handle, isa.encode(), rounds)
     computing = best_of(lambda: lib.bl_int8_products(pool.handle, isa.encode(), rounds))
-    return Ceilings(READ_BYTES / reading, operations / computing)
+    kind = "bfloat16" if layout_of(isa) == Layout.TILES else "int8"
+    return Ceilings(READ_BYTES / reading, operations / computing, kind)
 
 
 def weights(layout: Layout) -> dict[str, list[Packed]]:
@@ -205,8 +207,7 @@ def draw(found: Sequence[Line], limits: Ceilings, to: Path) -> None:
 def show(found: Sequence[Line], limits: Ceilings, steps: dict[str, dict[str, float]], console: Console) -> None:
     """The tables."""
     read, operations = limits.read_bytes_per_s / 1e9, limits.operations_per_s / 1e9
-    kind = "bfloat16" if layout_of(isa) == Layout.TILES else "int8"
-    console.print(f"ceilings: {read:.1f} GB/s read, {operations:,.0f} x 10^9 {kind} operations/s")
+    console.print(f"ceilings: {read:.1f} GB/s read, {operations:,.0f} x 10^9 {limits.kind} operations/s")
     table = Table("weights", "rows", "ms", "GB/s", "GOP/s", "share of the ceiling", title=f"linear {SHAPE[0]} x {SHAPE[1]}")
     for line in found:
         rates = f"{line.nbytes / line.seconds / 1e9:.1f}", f"{line.operations / line.seconds / 1e9:,.0f}"
