@@ -1,9 +1,9 @@
 """`baseload bench kernels`: the native kernels beside the machine's own ceilings, measured in the same run.
 
 Two ceilings: bytes read from memory in a second by all threads, and operations in a second with nothing to load: integer dot
-products, or bfloat16 tiles where the machine has them. A
-product of M rows does 2 * M operations for each weight and reads each weight once, so it cannot take less time than the larger
-of the two allows; its share of that is what a kernel is judged by. Then the parts of a whole decoder step.
+products, or bfloat16 tiles where the machine has them. A product of M rows does 2 * M operations for each weight and reads
+each weight once, so it cannot take less time than the larger of the two allows; its share of that is what a kernel is judged by.
+Then the parts of a whole decoder step.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ def ceilings(pool: native.Pool, isa: str) -> Ceilings:
     start = memory.ctypes.data + -memory.ctypes.data % 64
     reading = best_of(lambda: lib.bl_read_bytes(pool.handle, start, READ_BYTES))
     rounds = 200_000
-    operations = lib.bl_int8_products(pool.handle, isa.encode(), rounds)
-    computing = best_of(lambda: lib.bl_int8_products(pool.handle, isa.encode(), rounds))
+    operations = lib.bl_products(pool.handle, isa.encode(), rounds)
+    computing = best_of(lambda: lib.bl_products(pool.handle, isa.encode(), rounds))
     kind = "bfloat16" if layout_of(isa) == Layout.TILES else "int8"
     return Ceilings(READ_BYTES / reading, operations / computing, kind)
 

@@ -94,7 +94,7 @@ SIGNATURES = {
     "bl_times": (None, [c_void_p, c_void_p]),
     "bl_linear": (c_int, [c_void_p, c_char_p, c_void_p, c_int, c_void_p, c_int, c_int, c_void_p]),
     "bl_read_bytes": (c_int64, [c_void_p, c_void_p, c_int64]),
-    "bl_int8_products": (c_int64, [c_void_p, c_char_p, c_int64]),
+    "bl_products": (c_int64, [c_void_p, c_char_p, c_int64]),
 }
 
 

@@ -99,7 +99,7 @@ struct Ops {
   void (*attend)(const AttendArgs* a, const Act* out, float* scratch);
   // The largest of `n` (at most 16) outputs that begin at `index`, after the soft-cap, which is applied in place.
   void (*best)(float* logits, int n, int index, float softcap, Best* best);
-  // The machine's ceiling: integer products of registers, `round_operations` in a round.
+  // The machine's ceiling: products of registers, integers or (with tiles) bfloat16, `round_operations` in a round.
   int64_t (*products)(int64_t rounds);
   int64_t round_operations;
 };

@@ -117,8 +117,8 @@ void walk_peak(Job* job, uint32_t number, int) {
 
 }  // namespace
 
-// Integer multiply-adds with nothing to load: returns how many operations (a product and a sum are two) all threads did.
-EXPORT int64_t bl_int8_products(Pool* pool, const char* isa, int64_t rounds) {
+// Multiply-adds (Ops::products) with nothing to load: returns how many operations (a product and a sum are two) all threads did.
+EXPORT int64_t bl_products(Pool* pool, const char* isa, int64_t rounds) {
   const Ops* ops = find_ops(isa);
   if (!ops) return -1;
   Peak p;

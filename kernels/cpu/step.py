@@ -60,7 +60,7 @@ def layout_of(isa: str) -> Layout:
 
 
 def fine_inputs(layer: int, n_layers: int) -> int:
-    """Which linears of a layer take activations of 16 bits (step.h's LayerDesc.fine); all others take 8.
+    """Which linears of a layer take activations of 16 bits (step.h's LayerDesc.fine); all others take 8. With tiles, none does.
 
     Rounding hurts most where attention's scores come from, in the first layers, whose errors all others build on, and in the
     last, after which nothing averages them out. On SmolLM2-135M this takes two thirds off the divergence from unrounded
