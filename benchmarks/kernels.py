@@ -2,8 +2,8 @@
 
 Two ceilings: bytes read from memory in a second by all threads, and operations in a second with nothing to load: integer dot
 products, or bfloat16 tiles where the machine has them. A product of M rows does 2 * M operations for each weight and reads
-each weight once, so it cannot take less time than the larger of the two allows; its share of that is what a kernel is judged by.
-Then the parts of a whole decoder step.
+each weight once, so it cannot take less time than the larger of the two allows; its share of that is what a kernel is judged
+by. Then the parts of a whole decoder step.
 """
 
 from __future__ import annotations
