@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+Effort = Literal["none", "minimal", "low", "medium", "high", "max"]  # of reasoning; none: the model shall not reason
 
 
 # --------------------------------------------------------------------------------------------- what a client asks
@@ -48,11 +49,18 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolReference:
+    """A deferred tool (see ToolSpec) that a search found: from here on the model knows it."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class ToolResult:
     """The answer to a `ToolCall`."""
 
     call_id: str
-    content: tuple["Text | Image", ...]
+    content: tuple["Text | Image | ToolReference", ...]
     is_error: bool = False
 
 
@@ -75,22 +83,32 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class ToolSpec:
-    """A function that the model may call; `parameters` is a JSON schema."""
+    """A function that the model may call; `parameters` is a JSON schema.
+
+    A function of a namespace is called `namespace__name`. A `freeform` tool takes text: here it is a function with one string,
+    `input`. A `deferred` tool is not shown at the head of the prompt, but where a ToolReference to it stands.
+    """
 
     name: str
     description: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     strict: bool = False
+    namespace: str = ""
+    freeform: bool = False
+    deferred: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ResponseFormat:
-    """How the answer must look. `schema` is set for json_schema only."""
+    """How the answer must look. `schema` is set for json_schema, `pattern` for regex and (as Lark) grammar, `choices` for
+    choice."""
 
-    kind: Literal["text", "json_object", "json_schema"] = "text"
+    kind: Literal["text", "json_object", "json_schema", "regex", "grammar", "choice"] = "text"
     name: str = "output"
     schema: Mapping[str, Any] | None = None
     strict: bool = False
+    pattern: str = ""
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +158,7 @@ class ChatRequest:
     tool_choice: str | Mapping[str, Any] = "auto"  # "auto" | "none" | "required" | {"name": ...}
     parallel_tool_calls: bool = True
     response_format: ResponseFormat = ResponseFormat()
+    effort: Effort | None = None  # None: as the model does by itself
     stream: bool = False
     include_usage: bool = False  # a last chunk with usage
     continuous_usage: bool = False  # usage on every chunk
@@ -213,6 +232,7 @@ class Usage:
     completion_tokens: int
     cached_tokens: int = 0  # of the prompt, not computed again
     reasoning_tokens: int = 0  # of the completion
+    cache_write_tokens: int = 0  # of the prompt, kept for later at a price of its own
 
 
 @dataclass(frozen=True, slots=True)

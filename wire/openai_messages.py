@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import fields
-from .chat import Block, Image, Message, Reasoning, Text, ToolCall, ToolResult
+from .chat import Block, Image, Message, Reasoning, Text, ToolCall, ToolReference, ToolResult
 from .fields import bad, items, read
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -82,13 +82,15 @@ def render_message(message: Message) -> dict[str, Any]:
     return out | ({"tool_calls": calls} if calls else {}) | ({"reasoning_content": thought} if thought else {})
 
 
-def _content_object(blocks: Sequence[Text | Image]) -> str | list[dict[str, Any]]:
+def _content_object(blocks: Sequence[Text | Image | ToolReference]) -> str | list[dict[str, Any]]:
     if len(blocks) < 2 and all(isinstance(b, Text) for b in blocks):
         return "".join(b.text for b in blocks if isinstance(b, Text))
     return [_part_object(b) for b in blocks]
 
 
-def _part_object(block: Text | Image) -> dict[str, Any]:
+def _part_object(block: Text | Image | ToolReference) -> dict[str, Any]:
+    if isinstance(block, ToolReference):
+        return {"type": "text", "text": f"The tool {block.name} is available now."}
     if isinstance(block, Text):
         return {"type": "text", "text": block.text}
     url = f"data:{block.media_type};base64,{b64encode(block.data).decode()}"

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from ...wire.chat import ChatRequest, Image, Message, Reasoning, Text, ToolCall, ToolResult
+from ...wire.chat import ChatRequest, Image, Message, Reasoning, Text, ToolCall, ToolReference, ToolResult, ToolSpec
 from ...wire.errors import BadRequest
 
 
@@ -12,27 +12,30 @@ def template_messages(request: ChatRequest, *, developer_known: bool) -> list[di
     """The conversation. A developer's turn is a system turn to templates that don't know the role. Raises BadRequest for
     images."""
     names = {b.id: b.name for m in request.messages for b in m.content if isinstance(b, ToolCall)}
-    turns = [turn for message in request.messages for turn in _turns(message, names)]
+    tools = {t.name: t for t in request.tools}
+    turns = [turn for message in request.messages for turn in _turns(message, names, tools)]
     if not developer_known:
         turns = [turn | {"role": "system"} if turn["role"] == "developer" else turn for turn in turns]
     return turns
 
 
 def template_tools(request: ChatRequest) -> list[dict[str, Any]] | None:
-    """The tools, or None where the model must not call any."""
-    if not request.tools or request.tool_choice == "none":
-        return None
-    return [
-        {"type": "function", "function": {"name": t.name, "description": t.description, "parameters": dict(t.parameters)}}
-        for t in request.tools
-    ]
+    """The tools at the prompt's head, or None where the model must not call any. Deferred ones stand where they are found, so
+    that finding one leaves the head, and what is cached of it, as it was."""
+    shown = [_tool(t) for t in request.tools if not t.deferred]
+    return None if not shown or request.tool_choice == "none" else shown
 
 
-def _turns(message: Message, names: dict[str, str]) -> Iterator[dict[str, Any]]:
+def _tool(t: ToolSpec) -> dict[str, Any]:
+    function = {"name": t.name, "description": t.description, "parameters": dict(t.parameters)}
+    return {"type": "function", "function": function}
+
+
+def _turns(message: Message, names: dict[str, str], tools: dict[str, ToolSpec]) -> Iterator[dict[str, Any]]:
     """One turn for each tool result, and one for the rest of the message."""
     for block in message.content:
         if isinstance(block, ToolResult):
-            yield _tool_turn(block, names)
+            yield _tool_turn(block, names, tools)
     rest = [b for b in message.content if not isinstance(b, ToolResult)]
     if not rest and message.content:
         return
@@ -49,9 +52,16 @@ def _turns(message: Message, names: dict[str, str]) -> Iterator[dict[str, Any]]:
     yield turn
 
 
-def _tool_turn(result: ToolResult, names: dict[str, str]) -> dict[str, Any]:
-    turn = {"role": "tool", "tool_call_id": result.call_id, "content": "".join(_text(b) for b in result.content)}
+def _tool_turn(result: ToolResult, names: dict[str, str], tools: dict[str, ToolSpec]) -> dict[str, Any]:
+    texts = [_found(b, tools) if isinstance(b, ToolReference) else _text(b) for b in result.content]
+    turn = {"role": "tool", "tool_call_id": result.call_id, "content": "".join(texts)}
     return turn | ({"name": names[result.call_id]} if result.call_id in names else {})
+
+
+def _found(reference: ToolReference, tools: dict[str, ToolSpec]) -> str:
+    """A deferred tool's definition, as the head has the others'."""
+    tool = tools.get(reference.name)
+    return json.dumps(_tool(tool)) + "\n" if tool else f"{reference.name} is not available.\n"
 
 
 def _text(block: Text | Image) -> str:
