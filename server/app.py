@@ -1,4 +1,4 @@
-"""The application: guard, routes, and errors in OpenAI's shape."""
+"""The application: guard, routes, and errors in their protocol's shape."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from .replies import error_reply
 from .security import Guard, read_key
 from .services import Life, Services
 from .settings import Settings
+from .shapes import Shape, shape_of
 
 
 def create_app(services: Services | None, settings: Settings, env: Mapping[str, str] | None = None) -> FastAPI:
@@ -37,18 +38,22 @@ def create_app(services: Services | None, settings: Settings, env: Mapping[str, 
     return app
 
 
-async def _ours(_request: Request, error: Exception) -> Response:
+async def _ours(request: Request, error: Exception) -> Response:
     assert isinstance(error, BaseloadError)
-    return error_reply(error)
+    return error_reply(error, shape=_shape(request))
 
 
 async def _unrouted(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     match error.status_code:
         case 404:
-            return error_reply(NotFound("There is no such path."))
+            return error_reply(NotFound("There is no such path."), shape=_shape(request))
         case 405:
-            allow = (error.headers or {}).get("Allow", "")
-            return error_reply(MethodNotAllowed(f"{request.method} is not allowed here."), {"allow": allow})
+            allow = {"allow": (error.headers or {}).get("Allow", "")}
+            return error_reply(MethodNotAllowed(f"{request.method} is not allowed here."), allow, _shape(request))
         case _:
-            return error_reply(BadRequest("The request could not be read."))
+            return error_reply(BadRequest("The request could not be read."), shape=_shape(request))
+
+
+def _shape(request: Request) -> Shape:
+    return shape_of(request.url.path, request.scope["headers"])

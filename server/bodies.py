@@ -15,10 +15,11 @@ OFF_LOOP_BYTES = 262_144  # parsing more than this would hold up every other str
 
 
 async def read_object(request: Request) -> dict[str, Any]:
-    """The JSON object in the body. Raises UnsupportedMedia, BadRequest, ClientGone.
+    """The JSON object in the body. Raises UnsupportedMedia, BadRequest, ClientGone; Unavailable while the server is not ready.
 
     How large it may be and how long it may take is http_protocol's to say.
     """
+    request.app.state.life.require()
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise UnsupportedMedia("Send JSON, with 'Content-Type: application/json'.")

@@ -19,8 +19,8 @@ import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ..wire.errors import BadRequest, BaseloadError, HeadersTooLarge, RequestTimeout, TooLarge, Unavailable
-from ..wire.openai_chat import render_error
 from .replies import retry_header
+from .shapes import shape_of
 
 log = logging.getLogger("baseload.http")
 
@@ -182,7 +182,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if answering and cycle.response_started:
             self.transport.close()
             return
-        self.transport.write(_answer(error))
+        self.transport.write(_answer(error, getattr(self, "url", b"")))
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._timer = self.loop.call_later(self.limits.linger_s, self.transport.close)
@@ -193,8 +193,8 @@ def bounded(limits: Limits) -> type[BoundedProtocol]:
     return type("BoundedProtocol", (BoundedProtocol,), {"limits": limits})
 
 
-def _answer(error: BaseloadError) -> bytes:
-    body = orjson.dumps(render_error(error))
+def _answer(error: BaseloadError, url: bytes) -> bytes:
+    body = orjson.dumps(shape_of(url.decode("latin-1")).error(error))
     retry = "".join(f"{name}: {value}\r\n" for name, value in retry_header(error.retry_after).items())
     head = (
         f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\ncontent-type: application/json\r\n"

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .metrics import Metrics
 from .replies import error_reply, known
 from .settings import LogSettings
+from .shapes import shape_of
 from .streaming import REQUEST_ID, ClientGone
 
 log = logging.getLogger("baseload.request")
@@ -115,7 +116,7 @@ class RequestLog:
             answer = known(error, notes.request_id)
             if status:  # too late to say anything but that it broke off
                 raise
-            await error_reply(answer)(scope, receive, tagged)
+            await error_reply(answer, shape=shape_of(scope["path"], scope["headers"]))(scope, receive, tagged)
         finally:
             self._tell(scope, notes, NO_ANSWER if notes.gone else status)
 

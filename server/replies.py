@@ -1,4 +1,4 @@
-"""Answers that are not a stream: JSON, and every error in OpenAI's shape. A stack trace or a path never gets into one."""
+"""Answers that are not a stream: JSON, and every error in its protocol's shape. A stack trace or a path never gets into one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from ..wire.chat import Failure
 from ..wire.errors import BaseloadError, InternalError
-from ..wire.openai_chat import render_error, render_failure
+from .shapes import OPENAI, Shape
 
 log = logging.getLogger("baseload.server")
 
@@ -22,17 +22,17 @@ def json_reply(body: Any, status: int = 200, headers: Mapping[str, str] | None =
     return Response(orjson.dumps(body), status, dict(headers or {}), media_type="application/json")
 
 
-def error_reply(error: BaseloadError, headers: Mapping[str, str] | None = None) -> Response:
-    """An error in OpenAI's shape, with the headers its status asks for."""
+def error_reply(error: BaseloadError, headers: Mapping[str, str] | None = None, shape: Shape = OPENAI) -> Response:
+    """An error, with the headers its status asks for."""
     extra = retry_header(error.retry_after)
     if error.status == 401:
         extra["www-authenticate"] = "Bearer"
-    return json_reply(render_error(error), error.status, {**(headers or {}), **extra})
+    return json_reply(shape.error(error), error.status, {**(headers or {}), **extra})
 
 
-def failure_reply(failure: Failure, headers: Mapping[str, str] | None = None) -> Response:
+def failure_reply(failure: Failure, headers: Mapping[str, str] | None = None, shape: Shape = OPENAI) -> Response:
     """A Failure that came before anything was sent."""
-    return json_reply(render_failure(failure), failure.status, {**(headers or {}), **retry_header(failure.retry_after)})
+    return json_reply(shape.failure(failure), failure.status, {**(headers or {}), **retry_header(failure.retry_after)})
 
 
 def retry_header(seconds: float | None) -> dict[str, str]:

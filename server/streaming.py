@@ -12,21 +12,19 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
-import orjson
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..wire.chat import Event, Failure, Finish, Usage
-from ..wire.openai_chat import render_failure
 from .replies import as_failure, known
+from .shapes import Shape
 
 log = logging.getLogger("baseload.server")
 T = TypeVar("T")
 
-KEEP_ALIVE_S = 5.0  # silence after which a comment tells clients and proxies that the stream lives
+KEEP_ALIVE_S = 5.0  # silence after which a sign of life tells clients and proxies that the stream lives
 READ_AHEAD = 256  # events held for a slow reader before the source has to wait
 WRITE_BYTES = 65_536  # in one piece: a slow reader's progress shows when a piece has gone
-DONE = "[DONE]"
 REQUEST_ID = "x-baseload-request-id"
 
 
@@ -192,10 +190,9 @@ def _sum(usages: Mapping[int, Usage]) -> Usage:
 
 
 class Renderer(Protocol):
-    """Turns events into a protocol's chunks; after the last event comes "[DONE]".
+    """Turns events into a protocol's chunks, its last words included.
 
-    `plain` is the one chunk of an event that is mere text, written out as JSON, which nearly every event of a stream is; None
-    for all others.
+    `plain` is the one chunk of an event that is mere text, framed: nearly every event of a stream is. None for others.
     """
 
     def events(self, event: Event, /) -> Sequence[Mapping[str, Any] | str]: ...
@@ -203,24 +200,24 @@ class Renderer(Protocol):
 
 
 class EventStream(Response):
-    """A flow as server-sent events. Headers go out at once; what is ready together goes out in one write.
+    """A flow as its protocol streams it. Headers go out at once; what is ready together goes out in one write.
 
     `done(gone)` is called when the stream is over, with whether the client left before its end.
     """
-
-    media_type = "text/event-stream"
 
     def __init__(
         self,
         flow: EventFlow,
         renderer: Renderer,
+        shape: Shape,
         headers: Mapping[str, str],
         saw: Callable[[Sequence[Event]], None],
         done: Callable[[bool], Coroutine[Any, Any, None]],
     ) -> None:
-        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no", **headers})
+        looks = {"cache-control": "no-cache", "x-accel-buffering": "no", **headers}
+        super().__init__(headers=looks, media_type=shape.media_type)
         del self.headers["content-length"]
-        self._flow, self._renderer, self._saw, self._done = flow, renderer, saw, done
+        self._flow, self._renderer, self._shape, self._saw, self._done = flow, renderer, shape, saw, done
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         gone = True
@@ -236,7 +233,7 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         while (batch := await self._flow.take(KEEP_ALIVE_S)) is not None:
             self._saw(batch)
-            data = self._chunks(batch) if batch else b": keep-alive\n\n"
+            data = self._chunks(batch) if batch else self._shape.ping
             for start in range(0, len(data), WRITE_BYTES):
                 await send({"type": "http.response.body", "body": data[start : start + WRITE_BYTES], "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -248,16 +245,12 @@ class EventStream(Response):
             failure = as_failure(known(error, self._flow.request_id))
             self._flow.end(failure)
             self._renderer = _Silent()
-            return _sse(render_failure(failure)) + _sse(DONE)
+            return self._shape.frame(self._shape.failure(failure)) + self._shape.done
 
     def _written(self, event: Event) -> bytes:
         if (plain := self._renderer.plain(event)) is not None:
-            return b"data: " + plain + b"\n\n"
-        return b"".join(_sse(chunk) for chunk in self._renderer.events(event))
-
-
-def _sse(chunk: Mapping[str, Any] | str) -> bytes:
-    return b"data: " + (chunk.encode() if isinstance(chunk, str) else orjson.dumps(chunk)) + b"\n\n"
+            return plain
+        return b"".join(self._shape.frame(chunk) for chunk in self._renderer.events(event))
 
 
 class _Silent:

@@ -175,7 +175,7 @@ class StreamRenderer:
                 return []
 
     def plain(self, event: Event) -> bytes | None:
-        """The chunk of an event that is mere text, as JSON; None for any other: ask `events`."""
+        """The SSE event of one that is mere text; None for any other: ask `events`."""
         if not self._is_plain or type(event) is not TextDelta or event.index not in self._begun:
             return None
         return self._plain.write(event.index, event.text)

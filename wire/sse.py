@@ -57,21 +57,34 @@ class SseParser:
         return []
 
 
+def data_event(chunk: Mapping[str, Any] | str) -> bytes:
+    """A chunk as an event without a name."""
+    return b"data: " + (chunk.encode() if isinstance(chunk, str) else orjson.dumps(chunk)) + b"\n\n"
+
+
+def named_event(chunk: Mapping[str, Any] | str) -> bytes:
+    """A chunk, an object, as an event of the name that stands in its `type`."""
+    name = "error" if isinstance(chunk, str) else chunk["type"]
+    return b"event: " + name.encode() + b"\n" + data_event(chunk)
+
+
 class TextChunks:
     """Chunks whose text alone changes, one kind for each choice; cut open where the text goes. They are written once a token,
     so they are pasted and not built."""
 
     MARK = "\x00"
 
-    def __init__(self, make: Callable[[int], Mapping[str, Any]]) -> None:
-        """`make` gives a choice's chunk with MARK for its text."""
-        self._make = make
+    def __init__(
+        self, make: Callable[[int], Mapping[str, Any]], frame: Callable[[Mapping[str, Any]], bytes] = data_event
+    ) -> None:
+        """`make` gives a choice's chunk with MARK for its text, `frame` the event that holds it."""
+        self._make, self._frame = make, frame
         self._cut: dict[int, tuple[bytes, bytes]] = {}  # by choice
 
     def write(self, index: int, text: str) -> bytes:
-        """The chunk of choice `index` with `text` in it, as JSON."""
+        """The chunk of choice `index` with `text` in it, as an event."""
         if index not in self._cut:
-            before, after = orjson.dumps(self._make(index)).split(orjson.dumps(self.MARK))
+            before, after = self._frame(self._make(index)).split(orjson.dumps(self.MARK))
             self._cut[index] = before, after
         before, after = self._cut[index]
         return before + orjson.dumps(text) + after

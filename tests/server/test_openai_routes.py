@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Any
 
 import httpx2
@@ -173,7 +174,7 @@ def test_a_renderer_that_fails_ends_the_stream_cleanly(serve, monkeypatch):
         def events(self, event: Event) -> list[dict[str, object]]:
             raise KeyError("internal")
 
-    monkeypatch.setattr(openai, "CHAT", openai.replace(openai.CHAT, stream=Broken))
+    monkeypatch.setattr(openai, "CHAT", replace(openai.CHAT, stream=Broken))
     answer = serve().post(stream=True)
     *_, error, done = sse(answer.text)
     assert (error["error"]["code"], done) == ("internal_error", "[DONE]")

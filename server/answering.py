@@ -1,0 +1,149 @@
+"""One answer, from a request to its last byte: what every generating route of every protocol shares."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fastapi import Request
+from starlette.responses import Response
+
+from ..harness.job import prepare
+from ..router.router import RequestContext
+from ..wire.chat import ChatRequest, Event, Failure
+from ..wire.errors import ModelNotFound
+from .logs import Notes
+from .metrics import Meter
+from .replies import failure_reply, json_reply
+from .services import Handling, Life, Services
+from .shapes import OPENAI, Shape
+from .streaming import ClientGone, EventFlow, EventStream, Renderer, collect, together, unless_gone
+
+HEAD_START_S = 0.2  # an answer that fails within this time gets a status of its own, even if a stream was asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """How one wire format renders an answer."""
+
+    prefix: str  # of an answer's id
+    render: Callable[[ChatRequest, list[Event], str, int, str], Mapping[str, Any]]
+    stream: Callable[[ChatRequest, str, int, str], Renderer]
+    shape: Shape = OPENAI
+
+
+async def answer(request: Request, endpoint: Endpoint, asks: Sequence[ChatRequest]) -> Response:
+    """Ask, answer: all `asks` as the choices of one. The work stops when the client leaves."""
+    life: Life = request.app.state.life
+    services = life.require()
+    asks = [name_known(prepare(ask, services.jobs), services, request.app.state.default_model) for ask in asks]
+    notes: Notes = request.scope["state"]["notes"]
+    notes.model = asks[0].model
+    making = Making(life, asks, Meter(request.app.state.metrics, asks[0].model, notes.started), notes)
+    try:
+        context = RequestContext(request_id=notes.request_id, key_id=request.app.state.key_id)
+        return await unless_gone(making.respond(services, endpoint, context), request.receive)
+    except BaseException as error:
+        await making.over(gone=isinstance(error, ClientGone))
+        raise
+
+
+def name_known(ask: ChatRequest, services: Services, default_model: str) -> ChatRequest:
+    """`ask`, under `default_model` where its own name is unknown and there is a default. Raises ModelNotFound."""
+    try:
+        services.router.resolve(ask.model)
+    except ModelNotFound:
+        if not default_model:
+            raise
+        return replace(ask, model=default_model)
+    return ask
+
+
+class Making:
+    """One answer being made, from its admission to its last byte."""
+
+    def __init__(self, life: Life, asks: Sequence[ChatRequest], meter: Meter, notes: Notes) -> None:
+        life.admit()
+        life.enter(self, self._end)
+        self._life, self._asks, self._meter, self._notes = life, asks, meter, notes
+        self._handlings: list[Handling] = []
+        self._flow: EventFlow | None = None
+        self._ended: Failure | None = None
+        self._booked = False
+
+    async def respond(self, services: Services, endpoint: Endpoint, context: RequestContext) -> Response:
+        """The response, whole or about to stream. Raises what the router raises."""
+        ask = self._asks[0]
+        named = (f"{endpoint.prefix}-{context.request_id.removeprefix('req_')}", int(time.time()), ask.model)
+        flow = await self._begin(services, context)
+        if ask.stream:
+            first = await flow.first(HEAD_START_S)
+            if not isinstance(first, Failure):
+                renderer = endpoint.stream(self._whole(), *named)
+                return EventStream(flow, renderer, endpoint.shape, self._headers(), self._meter.saw, self.over)
+        events = await collect(flow, self._meter.saw)
+        headers = self._headers() | self._costs()
+        failure = next((event for event in events if isinstance(event, Failure)), None)
+        body = None if failure else endpoint.render(self._whole(), events, *named)
+        await self.over(gone=False)
+        return failure_reply(failure, headers, endpoint.shape) if failure else json_reply(body, headers=headers)
+
+    async def over(self, gone: bool) -> None:
+        """The answer is over; everything that still works on it stops. Safe to call again, as after a cancellation in here."""
+        try:
+            if self._flow:
+                await self._flow.close()
+            for handling in self._handlings:
+                await handling.events.aclose()
+        finally:
+            self._book(gone)
+
+    def _book(self, gone: bool) -> None:
+        if self._booked:
+            return
+        self._booked = True
+        self._life.leave(self)
+        self._notes.route = self._route()
+        self._meter.over(self._notes.route, self._attempts(), gone)
+        if usage := self._meter.usage:
+            self._notes.prompt_tokens, self._notes.completion_tokens = usage.prompt_tokens, usage.completion_tokens
+        self._notes.gone = gone
+
+    async def _begin(self, services: Services, context: RequestContext) -> EventFlow:
+        for n, ask in enumerate(self._asks):
+            # Each prompt is a request of its own in the ledger.
+            own = replace(context, request_id=f"{context.request_id}.{n}") if n else context
+            self._handlings.append(await services.router.handle(ask, own))
+        sources, choices = [h.events for h in self._handlings], self._asks[0].sampling.n
+        events = sources[0] if len(sources) == 1 else together(sources, choices)
+        self._flow = EventFlow(events, choices * len(sources), context.request_id)
+        if self._ended:
+            self._flow.end(self._ended)
+        return self._flow
+
+    def _whole(self) -> ChatRequest:
+        """The request as its renderer sees it: with the choices of all prompts."""
+        ask = self._asks[0]
+        return replace(ask, sampling=replace(ask.sampling, n=ask.sampling.n * len(self._asks)))
+
+    def _end(self, failure: Failure) -> None:
+        self._ended = failure
+        if self._flow:
+            self._flow.end(failure)
+
+    def _route(self) -> str:
+        return self._handlings[0].route if self._handlings else ""
+
+    def _attempts(self) -> int:
+        return sum(len(handling.attempts) for handling in self._handlings)
+
+    def _headers(self) -> dict[str, str]:
+        return {"x-baseload-route": route} if (route := self._route()) else {}
+
+    def _costs(self) -> dict[str, str]:
+        costs = [handling.cost_usd for handling in self._handlings]
+        known = [cost for cost in costs if cost is not None]
+        total = {"x-baseload-cost-usd": f"{sum(known):.6f}"} if len(known) == len(costs) else {}
+        return {"x-baseload-attempts": str(self._attempts()), **total}

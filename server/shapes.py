@@ -1,0 +1,33 @@
+"""How each protocol looks, whatever it says: its errors, the frame of a streamed chunk, and its sign of life."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..wire import openai_chat, sse
+from ..wire.chat import Failure
+from ..wire.errors import BaseloadError
+
+Chunk = Mapping[str, Any] | str
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """One protocol's looks."""
+
+    error: Callable[[BaseloadError], Mapping[str, Any]]
+    failure: Callable[[Failure], Mapping[str, Any]]
+    frame: Callable[[Chunk], bytes] = sse.data_event
+    ping: bytes = b": keep-alive\n\n"  # what a client takes for life during a long silence
+    media_type: str = "text/event-stream"
+    done: bytes = b""  # the last words of a stream that broke off
+
+
+OPENAI = Shape(openai_chat.render_error, openai_chat.render_failure, done=sse.data_event(openai_chat.DONE))
+
+
+def shape_of(path: str, headers: Iterable[tuple[bytes, bytes]] = ()) -> Shape:
+    """The looks that whoever asks for `path` expects, where no route has been found yet."""
+    return OPENAI
