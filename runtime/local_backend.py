@@ -12,6 +12,8 @@ from ..wire.backend import ModelInfo
 from ..wire.chat import ChatRequest, Event, Failure, Finish, SamplingParams, TextDelta, Usage
 from ..wire.errors import BaseloadError, ContextLengthExceeded, InternalError
 from .engine import Engine, GenerationRequest, GenerationStream, TokenOutput
+from .engine.grammar import Grammar
+from .grammars import GrammarCompiler
 from .models.model_file import LoadedModel
 
 log = logging.getLogger("baseload.local")
@@ -55,6 +57,7 @@ class LocalBackend:
         self._sampling = {name: own[name] for name in OWN_SAMPLING if own.get(name) is not None}
         self._model, self._lend, self._longest = model, lend, longest
         self._threads = ThreadPoolExecutor(N_THREADS, "prompt")
+        self._grammars = GrammarCompiler(model.tokenizer, model.config.decoder.vocab)
         self._longest_token = model.tokenizer.longest_token
         info = ModelInfo(name, longest, local=True, tools=model.template.knows_tools, created=created)
         self.models = (info,)
@@ -62,8 +65,9 @@ class LocalBackend:
     async def generate(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
         """See Backend.generate."""
         try:
+            grammar = await self._grammar(request)
             prompt = await self._encode(request)
-            async with self._lend() as engine, aclosing(self._answer(engine, request, prompt)) as events:
+            async with self._lend() as engine, aclosing(self._answer(engine, request, prompt, grammar)) as events:
                 async for event in events:
                     yield event
         except BaseloadError as error:
@@ -80,7 +84,14 @@ class LocalBackend:
     def close(self) -> None:
         """Let the template's process and the threads go."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._grammars.close()
         self._model.template.close()
+
+    async def _grammar(self, request: ChatRequest) -> Grammar | None:
+        """What the answer must keep to. Raises BadRequest."""
+        if request.response_format.kind == "text":
+            return None
+        return await self._grammars.of_format(request.response_format)
 
     async def _encode(self, request: ChatRequest) -> Sequence[int]:
         """The prompt's ids. Another thread makes them where that may take long: a template runs in a process of its own,
@@ -106,8 +117,10 @@ class LocalBackend:
         needs_bos = self._model.config.add_bos and bos is not None and ids[:1] != [bos]
         return [bos, *ids] if needs_bos and bos is not None else ids
 
-    async def _answer(self, engine: Engine, request: ChatRequest, prompt: Sequence[int]) -> AsyncGenerator[Event, None]:
-        streams = _submit(engine, replace(request, sampling=self._as_asked(request)), prompt)
+    async def _answer(
+        self, engine: Engine, request: ChatRequest, prompt: Sequence[int], grammar: Grammar | None
+    ) -> AsyncGenerator[Event, None]:
+        streams = _submit(engine, replace(request, sampling=self._as_asked(request)), prompt, grammar)
         try:
             for index in range(len(streams) if request.echo else 0):
                 yield TextDelta(self._echo(request, prompt), index)
@@ -127,13 +140,14 @@ class LocalBackend:
         return request.prompt if isinstance(request.prompt, str) else self._model.tokenizer.decode(prompt)
 
 
-def _submit(engine: Engine, request: ChatRequest, prompt: Sequence[int]) -> list[GenerationStream]:
+def _submit(engine: Engine, request: ChatRequest, prompt: Sequence[int], grammar: Grammar | None) -> list[GenerationStream]:
     """One stream for each choice, or none and an exception."""
     streams: list[GenerationStream] = []
     name = uuid.uuid4().hex
     try:
         for choice in range(request.sampling.n):
-            wanted = GenerationRequest(f"{name}-{choice}", prompt, request.sampling, choice)
+            own = grammar.fork() if grammar else None
+            wanted = GenerationRequest(f"{name}-{choice}", prompt, request.sampling, choice, grammar=own)
             streams.append(engine.submit(wanted))
     except BaseloadError:
         for stream in streams:

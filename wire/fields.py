@@ -14,6 +14,7 @@ from .chat import Extras, Image, ResponseFormat, SamplingParams, ToolSpec
 from .errors import BadRequest
 
 MAX_SCHEMA_BYTES, MAX_SCHEMA_DEPTH = 256 << 10, 64
+MAX_PATTERN, MAX_CHOICES = 65_536, 1024
 MAX_IMAGE_BYTES = 20 << 20
 MAX_DESCRIPTION = 65_536  # characters of a tool's description
 NAMES = {str: "a string", bool: "true or false", list: "a list", dict: "an object", int: "an integer", float: "a number"}
@@ -139,12 +140,12 @@ def extras(body: Mapping[str, Any]) -> Extras:
 
 
 def response_format(body: Mapping[str, Any]) -> ResponseFormat:
-    """`response_format`, its schema bounded."""
+    """`response_format`, its schema bounded; or one of the fields that vLLM has for the same."""
     found = read(body, "response_format", dict)
-    if found is None:
-        return ResponseFormat()
+    if found is None or found.get("type") == "text":
+        return _structured_outputs(body)
     at, kind = "response_format.", read(found, "type", str, at="response_format.")
-    if kind in ("text", "json_object"):
+    if kind == "json_object":
         return ResponseFormat(kind)
     if kind != "json_schema":
         raise bad(at + "type", "must be text, json_object or json_schema")
@@ -157,6 +158,33 @@ def response_format(body: Mapping[str, Any]) -> ResponseFormat:
     where = at + "json_schema."
     found_schema = schema(read(inner, "schema", dict, {}, at=where), where + "schema")
     return ResponseFormat("json_schema", name, found_schema, read(inner, "strict", bool, False, at=where))
+
+
+def _structured_outputs(body: Mapping[str, Any]) -> ResponseFormat:
+    """vLLM's `structured_outputs: {json | regex | choice | grammar | json_object}` and its older `guided_json` and the like."""
+    names = ("json", "regex", "choice", "grammar", "json_object")
+    found = read(body, "structured_outputs", dict, {})
+    given = {f"structured_outputs.{name}": (name, found[name]) for name in names if found.get(name) not in (None, False)}
+    given |= {f"guided_{name}": (name, body[f"guided_{name}"]) for name in names if body.get(f"guided_{name}") is not None}
+    if not given:
+        return ResponseFormat()
+    if len(given) > 1:
+        raise bad(next(iter(given)), "stands beside another; an answer keeps to one form")
+    [(at, (name, value))] = given.items()
+    if name == "json_object":
+        return ResponseFormat("json_object")
+    if name == "json":
+        if not isinstance(value, dict):
+            raise bad(at, "must be a JSON schema, an object")
+        return ResponseFormat("json_schema", schema=schema(value, at))
+    if name == "choice":
+        texts = value if isinstance(value, list) else []
+        if not 0 < len(texts) <= MAX_CHOICES or not all(isinstance(text, str) and 0 < len(text) <= 4096 for text in texts):
+            raise bad(at, f"must be a list of 1 to {MAX_CHOICES} strings")
+        return ResponseFormat("choice", choices=tuple(texts))
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_PATTERN:
+        raise bad(at, f"must be a string of 1 to {MAX_PATTERN} characters")
+    return ResponseFormat("regex" if name == "regex" else "grammar", pattern=value)
 
 
 def schema(value: Mapping[str, Any], param: str) -> Mapping[str, Any]:

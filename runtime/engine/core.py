@@ -160,6 +160,8 @@ class EngineCore:
                 outputs.append(self._take(sequence, chosen))
                 if outputs[-1].is_last or guessed[i : i + 1] != [chosen.token]:
                     break
+        except BadRequest as error:  # its grammar asks for too much
+            return self._fail(sequence, Failure(error.message, error.status, error.kind, error.code))
         except Exception:
             log.exception("request %s ends: its next token could not be made", sequence.request.id)
             return self._fail(sequence, BROKEN)
@@ -181,12 +183,18 @@ class EngineCore:
         self._count(sequence)
         params, detokenizer, token = sequence.request.sampling, sequence.detokenizer, chosen.token
         text, stop, finish = "", None, None
+        grammar = sequence.request.grammar
+        if grammar is not None:
+            grammar.take(token)
         if token in params.stop_token_ids or (token in self._end_ids and not params.ignore_eos):
             stop = token if token in params.stop_token_ids else None
             finish = "stop"
         else:
             text = detokenizer.push(token, may_stop=sequence.n_output >= params.min_tokens)
-            finish = "length" if len(sequence.tokens) >= sequence.max_total else None
+            if grammar is not None and grammar.is_over:
+                finish = "stop"
+            elif sequence.left <= 0:
+                finish = "length"
         if finish is not None:
             text += detokenizer.flush()
         if detokenizer.stopped is not None:  # the flush can do that too: half a character is shown as one, which may end it

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from ...wire.chat import Failure, FinishReason, SamplingParams, TokenLogprob
 from .detokenize import Detokenizer
+from .grammar import Grammar
 from .prefix_tree import Node
 from .speculative import Guesses
 
@@ -20,6 +21,7 @@ class GenerationRequest:
     sampling: SamplingParams
     choice: int = 0
     cache_salt: str = ""
+    grammar: Grammar | None = None  # of this answer alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ class Sequence:
     def __post_init__(self) -> None:
         p = self.request.sampling
         shaped = p.repetition_penalty != 1 or p.presence_penalty or p.frequency_penalty or p.logit_bias
-        self.takes_best = p.temperature == 0 and p.logprobs is None and not shaped
+        self.takes_best = p.temperature == 0 and p.logprobs is None and not shaped and self.request.grammar is None
 
     @property
     def wants_logits(self) -> bool:
@@ -94,6 +96,11 @@ class Sequence:
     def n_output(self) -> int:
         """Tokens generated so far."""
         return len(self.tokens) - self.n_prompt
+
+    @property
+    def left(self) -> int:
+        """Tokens that may still come."""
+        return self.max_total - len(self.tokens)
 
     @property
     def missing(self) -> int:

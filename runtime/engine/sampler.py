@@ -3,8 +3,8 @@
 A row's choice depends on its own logits, its request and its position, so the same seed gives the same text in any company:
 the random number for the token at position p is drawn from a counter-based generator keyed by (seed, choice, p).
 
-Order, as in vLLM: bans, penalties and biases, temperature, min_p, top_k, top_p. Log-probabilities are those of the model
-itself, before all of these.
+Order, as in vLLM: the grammar, bans, penalties and biases, temperature, min_p, top_k, top_p. Log-probabilities are those of
+the model itself, before all of these.
 """
 
 from collections.abc import Sequence as Seq
@@ -47,14 +47,25 @@ def sample(result: StepOutput, row: int, sequence: Sequence, end_ids: Ids) -> Sa
         raise BrokenLogits("the model's logits are not finite")
     if not sequence.wants_logits:
         return Sampled(best)
+    params, grammar = sequence.request.sampling, sequence.request.grammar
+    if grammar is None:
+        banned = (*end_ids, *params.stop_token_ids) if sequence.n_output < params.min_tokens else ()
+        token = _choose(logits, best, sequence, banned)
+    elif params.temperature == 0 and not _is_shaped(params) and grammar.allows(best):
+        token = grammar.steer(best, sequence.left)
+    else:
+        # A grammar's own end comes before min_tokens: nothing else might be left to say.
+        allowed = np.where(grammar.mask(), logits, np.float32(-np.inf))
+        token = grammar.steer(_choose(allowed, int(allowed.argmax()), sequence, ()), sequence.left)
+    return Sampled(token) if params.logprobs is None else _with_logprobs(logits, token, params.logprobs)
+
+
+def _choose(logits: Logits, best: int, sequence: Sequence, banned: Ids) -> int:
     params = sequence.request.sampling
-    banned = (*end_ids, *params.stop_token_ids) if sequence.n_output < params.min_tokens else ()
     shaped = _shape(logits, sequence, banned) if banned or _is_shaped(params) else None
     if params.temperature == 0:
-        token = best if shaped is None else int(shaped.argmax())
-    else:
-        token = _draw(logits if shaped is None else shaped, params, _uniform(sequence))
-    return Sampled(token) if params.logprobs is None else _with_logprobs(logits, token, params.logprobs)
+        return best if shaped is None else int(shaped.argmax())
+    return _draw(logits if shaped is None else shaped, params, _uniform(sequence))
 
 
 def _is_shaped(p: SamplingParams) -> bool:

@@ -70,9 +70,9 @@ class Scheduler:
         """Let sequences that are about to be sampled guess what follows, with the pages and the budget that are left."""
         for sequence, n in plan.items():
             sequence.guessed = []
-            most = min(self._config.max_guess, budget, sequence.max_total - len(sequence.tokens) - 1)
+            most = min(self._config.max_guess, budget, sequence.left - 1)
             if n == sequence.missing and sequence.n_output and most > 0:
-                guessed = propose(sequence.guesses, sequence.tokens, most, len(plan))
+                guessed = _guessed(sequence, most, len(plan))
                 # Nobody is pushed out for a guess, nor what is cached.
                 if self._cache.missing_pages(sequence, n + len(guessed)) <= self._cache.n_free and guessed:
                     self._cache.extend(sequence, n + len(guessed))
@@ -106,3 +106,9 @@ class Scheduler:
 
 def _is_behind(sequence: Sequence) -> bool:
     return sequence.missing > 1
+
+
+def _guessed(sequence: Sequence, most: int, n_rows: int) -> list[int]:
+    """What a grammar forces is no guess, and always pays."""
+    grammar = sequence.request.grammar
+    return (grammar.forced(most) if grammar else []) or propose(sequence.guesses, sequence.tokens, most, n_rows)

@@ -1,0 +1,193 @@
+"""Answers that keep to a schema, whatever the model would rather say, and end within their tokens."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from baseload.kernels.spec import StepOutput
+from baseload.runtime.engine import Engine, EngineConfig
+from baseload.runtime.engine.detokenize import Detokenizer
+from baseload.runtime.engine.grammar import Grammar
+from baseload.runtime.engine.request import GenerationRequest, Sequence
+from baseload.runtime.engine.sampler import sample
+from baseload.runtime.grammars import GrammarCompiler, json_grammar
+from baseload.runtime.loading import Loader, LoadOptions
+from baseload.runtime.local_backend import LocalBackend, always
+from baseload.runtime.models.load_gguf import open_gguf
+from baseload.runtime.models.tokenizer import tokenizer_from_gguf
+from baseload.wire.chat import ChatRequest, Event, Failure, Finish, Message, ResponseFormat, SamplingParams, Text, TextDelta
+from baseload.wire.errors import BadRequest
+
+NAMES = st.text('abcdefgh_ é"\\', min_size=1, max_size=8)
+FORMATS = ["date", "date-time", "uuid", "email", "ipv4", "hostname", "time"]
+LEAVES = st.one_of(
+    st.just({"type": "string"}),
+    st.builds(lambda a, b: {"type": "string", "minLength": a, "maxLength": a + b}, st.integers(0, 9), st.integers(0, 9)),
+    st.sampled_from(["^[a-z]{3}$", "^\\d{4}-\\d{2}$", "^(yes|no)+$"]).map(lambda p: {"type": "string", "pattern": p}),
+    st.sampled_from(FORMATS).map(lambda f: {"type": "string", "format": f}),
+    st.just({"type": "integer"}),
+    st.builds(lambda a, b: {"type": "integer", "minimum": a, "maximum": a + b}, st.integers(-99, 99), st.integers(0, 200)),
+    st.just({"type": "number"}),
+    st.just({"type": "boolean"}),
+    st.just({"type": "null"}),
+    st.lists(NAMES | st.integers() | st.booleans() | st.none(), min_size=1, max_size=4).map(lambda v: {"enum": v}),
+    st.builds(lambda v: {"const": v}, NAMES | st.integers(-9, 9)),
+    st.just({"type": ["string", "null"]}),
+)
+
+
+def _object(properties: dict[str, Any], required: int, closed: bool) -> dict[str, Any]:
+    shape = {"type": "object", "properties": properties, "required": list(properties)[:required]}
+    return shape | ({"additionalProperties": False} if closed else {})
+
+
+def _parents(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.one_of(
+        st.builds(_object, st.dictionaries(NAMES, inner, max_size=4), st.integers(0, 4), st.booleans()),
+        st.builds(
+            lambda i, a, b: {"type": "array", "items": i, "minItems": a, "maxItems": a + b},
+            inner,
+            st.integers(0, 3),
+            st.integers(0, 3),
+        ),
+        st.builds(lambda i: {"type": "array", "items": i}, inner),
+        st.lists(inner, min_size=1, max_size=3).map(lambda s: {"anyOf": s}),
+        st.builds(lambda i: {"$defs": {"x": i}, "type": "array", "items": {"$ref": "#/$defs/x"}}, LEAVES),
+    )
+
+
+SCHEMAS = st.recursive(LEAVES, _parents, max_leaves=8)
+
+
+@pytest.fixture(scope="session")
+def compiler(smollm2: Path) -> Iterator[GrammarCompiler]:
+    made = GrammarCompiler(tokenizer_from_gguf(open_gguf(smollm2).metadata), 49152)
+    yield made
+    made.close()
+
+
+def compiled(compiler: GrammarCompiler, schema: Any) -> Grammar | None:
+    """None where the schema is one that is refused."""
+    try:
+        return asyncio.run(compiler.compiled(json_grammar(schema), "response_format"))
+    except BadRequest:
+        return None
+
+
+def babble(compiler: GrammarCompiler, grammar: Grammar, most: int, temperature: float, seed: int) -> tuple[str, bool]:
+    """What a model says whose logits are noise, and whether it came to its end in `most` tokens."""
+    rng = np.random.default_rng(seed)
+    tokenizer = compiler._tokenizer
+    request = GenerationRequest("x", [1], SamplingParams(temperature=temperature, seed=seed), grammar=grammar)
+    sequence = Sequence(request, seed, 1 + most, Detokenizer(tokenizer), [1], 1)
+    spelled = b""
+    while sequence.left:
+        token = sample(StepOutput.of(rng.standard_normal((1, 49152), np.float32)), 0, sequence, tokenizer.eos_ids).token
+        sequence.tokens.append(token)
+        grammar.take(token)
+        spelled += tokenizer.token_bytes(token)
+        if token in tokenizer.eos_ids or grammar.is_over:
+            return spelled.decode(), True
+    return spelled.decode("utf-8", "replace"), False
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(SCHEMAS, st.sampled_from([0.0, 1.0]), st.integers(0, 99))
+def test_noise_becomes_valid_json_in_time(compiler, schema, temperature, seed):
+    grammar = compiled(compiler, schema)
+    if grammar is None:
+        return
+    shortest = grammar.way(4096)
+    assert shortest is not None
+    text, ended = babble(compiler, grammar, len(shortest) + 20, temperature, seed)
+    assert ended, text
+    jsonschema.validate(json.loads(text), schema, format_checker=None)
+
+
+def test_an_unsupported_keyword_is_named(compiler):
+    with pytest.raises(BadRequest, match="uniqueItems"):
+        asyncio.run(compiler.compiled(json_grammar({"type": "array", "uniqueItems": True}), "response_format"))
+
+
+def test_an_answer_ends_with_its_grammar(compiler):
+    grammar = asyncio.run(compiler.of_format(ResponseFormat("choice", choices=("yes", "no"))))
+    assert babble(compiler, grammar, 20, 1.0, 3)[0] in ("yes", "no")
+
+
+def test_a_cut_pattern_is_led_to_its_end(compiler):
+    grammar = asyncio.run(compiler.of_format(ResponseFormat("regex", pattern=r'"[^"]*"')))
+    text, ended = babble(compiler, grammar, 9, 1.0, 1)
+    assert ended and text.startswith('"') and text.endswith('"') and text.count('"') == 2
+
+
+def test_forks_do_not_meet(compiler):
+    first = asyncio.run(compiler.of_format(ResponseFormat("regex", pattern="[ab]c")))
+    second = first.fork()
+    [a, b, c] = (compiler._tokenizer.encode(letter, specials=False)[0] for letter in "abc")
+    first.take(a)
+    assert first.allows(c) and not first.allows(b)
+    assert second.allows(b) and not second.allows(c)
+
+
+@pytest.fixture(scope="module")
+def house(smollm2: Path) -> Iterator[tuple[LocalBackend, Engine]]:
+    loader = Loader(LoadOptions(EngineConfig(), 256))
+    opened = loader.open(smollm2)
+    engine = loader.start(opened)
+    backend = LocalBackend(opened.model, always(engine), "m", opened.longest)
+    yield backend, engine
+    engine.close()
+    backend.close()
+    loader.close()
+
+
+async def ask(backend: LocalBackend, wanted: ResponseFormat, **sampling: Any) -> tuple[str, Event]:
+    request = ChatRequest(
+        "m",
+        (Message("user", (Text("Give me an example, as JSON."),)),),
+        sampling=SamplingParams(**sampling),
+        response_format=wanted,
+    )
+    events = [event async for event in backend.generate(request)]
+    return "".join(e.text for e in events if isinstance(e, TextDelta)), events[-1]
+
+
+@pytest.mark.slow
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@given(st.lists(SCHEMAS, min_size=8, max_size=8))
+def test_the_real_model_keeps_to_schemas(house, schemas):
+    async def answers() -> list[tuple[str, Event]]:
+        wanted = [ResponseFormat("json_schema", schema=schema) for schema in schemas]
+        return await asyncio.gather(
+            *(ask(house[0], w, temperature=float(i % 2), seed=i, max_tokens=250) for i, w in enumerate(wanted))
+        )
+
+    for schema, (text, end) in zip(schemas, asyncio.run(answers()), strict=True):
+        if isinstance(end, Failure):
+            assert end.status == 400, end
+        else:
+            assert isinstance(end, Finish) and end.reason == "stop", text
+            jsonschema.validate(json.loads(text), schema)
+
+
+@pytest.mark.slow
+def test_a_hostile_schema_stalls_nobody_else(house):
+    huge = {"type": "string", "pattern": "^" + "(a?){1,400}" * 6 + "$"}
+
+    async def beside() -> tuple[tuple[str, Event], tuple[str, Event]]:
+        hostile = asyncio.create_task(ask(house[0], ResponseFormat("json_schema", schema=huge), temperature=0.0, max_tokens=8))
+        await asyncio.sleep(0)
+        plain = await asyncio.wait_for(ask(house[0], ResponseFormat(), temperature=0.0, max_tokens=8), 5)
+        return plain, await hostile
+
+    (text, end), (_, theirs) = asyncio.run(beside())
+    assert text and isinstance(end, Finish)
+    assert isinstance(theirs, Finish) or (isinstance(theirs, Failure) and theirs.status == 400)
