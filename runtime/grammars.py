@@ -80,7 +80,7 @@ class _Words:
     def __init__(self, tokenizer: Tokenizer, end_id: int, tokens: list[bytes]) -> None:
         self._tokenizer = tokenizer
         self.eos_token_id, self.bos_token_id, self.tokens = end_id, tokenizer.bos_id, tokens
-        self.special_token_ids = [id for id in range(len(tokens)) if tokenizer.is_special(id)]
+        self.special_token_ids = [id for id in range(len(tokens)) if tokens[id].startswith(b"\xff<")]
 
     def __call__(self, text: bytes | str) -> list[int]:
         return self._tokenizer.encode(text if isinstance(text, str) else text.decode("utf-8", "replace"), specials=False)

@@ -8,12 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import replace
 
+from llguidance import LLMatcher
+
 from ..wire.backend import ModelInfo
 from ..wire.chat import ChatRequest, Event, Failure, Finish, SamplingParams, TextDelta, Usage
 from ..wire.errors import BaseloadError, ContextLengthExceeded, InternalError
 from .engine import Engine, GenerationRequest, GenerationStream, TokenOutput
 from .engine.grammar import Grammar
 from .grammars import GrammarCompiler
+from .models.answer_parser import AnswerParser
 from .models.model_file import LoadedModel
 
 log = logging.getLogger("baseload.local")
@@ -89,9 +92,26 @@ class LocalBackend:
 
     async def _grammar(self, request: ChatRequest) -> Grammar | None:
         """What the answer must keep to. Raises BadRequest."""
+        if request.tools and request.tool_choice not in ("auto", "none"):
+            named = request.tool_choice["name"] if isinstance(request.tool_choice, Mapping) else None
+            tools = [tool for tool in request.tools if named in (None, tool.name)]
+            lark = self._model.template.dialect.forced(tools, parallel=request.parallel_tool_calls and named is None)
+            return await self._grammars.compiled(LLMatcher.grammar_from_lark(lark), "tools")
         if request.response_format.kind == "text":
             return None
         return await self._grammars.of_format(request.response_format)
+
+    def _parser(self, request: ChatRequest, prompt: Sequence[int], index: int, forced: bool) -> AnswerParser | None:
+        """What tells an answer's parts apart; None where it has none."""
+        template = self._model.template
+        calls = bool(request.tools) and request.tool_choice != "none"
+        marks = template.thought_marks
+        if request.prompt is not None or not (calls or marks):
+            return None
+        begun = self._model.tokenizer.decode(prompt[-8:], skip_special=False).rstrip()
+        in_thought = marks is not None and not forced and begun.endswith(marks[0])
+        names = frozenset(tool.name for tool in request.tools)
+        return AnswerParser(index, template.dialect if calls else None, names, marks, in_thought)
 
     async def _encode(self, request: ChatRequest) -> Sequence[int]:
         """The prompt's ids. Another thread makes them where that may take long: a template runs in a process of its own,
@@ -124,7 +144,8 @@ class LocalBackend:
         try:
             for index in range(len(streams) if request.echo else 0):
                 yield TextDelta(self._echo(request, prompt), index)
-            async with aclosing(_events(streams)) as events:
+            parsers = [self._parser(request, prompt, i, grammar is not None) for i in range(len(streams))]
+            async with aclosing(_events(streams, parsers)) as events:
                 async for event in events:
                     yield event
         finally:
@@ -162,7 +183,7 @@ def _n_bytes(request: ChatRequest) -> int:
     return len(prompt.encode("utf-8", "replace")) + sum(len(m.text.encode("utf-8", "replace")) for m in request.messages)
 
 
-async def _events(streams: list[GenerationStream]) -> AsyncGenerator[Event, None]:
+async def _events(streams: list[GenerationStream], parsers: Sequence[AnswerParser | None]) -> AsyncGenerator[Event, None]:
     """The outputs of all choices as events, Usage with the first token and before the last Finish."""
     left, spoken = len(streams), 0
     first = TokenOutput()
@@ -175,12 +196,19 @@ async def _events(streams: list[GenerationStream]) -> AsyncGenerator[Event, None
                 first = output
                 yield Usage(first.prompt_tokens, 0, first.cached_tokens)
             spoken += len(output.token_ids)
-            yield TextDelta(output.text, index, len(output.token_ids), output.logprobs)
-            if output.finish is not None:
+            finish, parser = output.finish, parsers[index]
+            if parser is None:
+                yield TextDelta(output.text, index, len(output.token_ids), output.logprobs)
+            else:
+                for delta in parser.feed(output.text, len(output.token_ids), output.logprobs, is_last=output.is_last):
+                    yield delta
+                finish = "tool_calls" if finish == "stop" and parser.has_called else finish
+            if finish is not None:
                 left -= 1
                 if not left:
-                    yield Usage(first.prompt_tokens, spoken, first.cached_tokens)
-                yield Finish(output.finish, index, output.matched_stop)
+                    thought = sum(p.reasoning_tokens for p in parsers if p)
+                    yield Usage(first.prompt_tokens, spoken, first.cached_tokens, thought)
+                yield Finish(finish, index, output.matched_stop)
 
 
 async def _merged(streams: list[GenerationStream]) -> AsyncGenerator[Indexed, None]:

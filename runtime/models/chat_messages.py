@@ -6,17 +6,59 @@ from typing import Any
 
 from ...wire.chat import ChatRequest, Image, Message, Reasoning, Text, ToolCall, ToolReference, ToolResult, ToolSpec
 from ...wire.errors import BadRequest
+from .tool_dialects import Dialect
 
 
-def template_messages(request: ChatRequest, *, developer_known: bool) -> list[dict[str, Any]]:
-    """The conversation. A developer's turn is a system turn to templates that don't know the role. Raises BadRequest for
-    images."""
+def template_messages(request: ChatRequest, *, developer_known: bool, explained: Dialect | None = None) -> list[dict[str, Any]]:
+    """The conversation. A developer's turn is a system turn to templates that don't know the role; `explained` is the dialect
+    that the prompt itself must explain, for templates that know no tools. Raises BadRequest for images."""
     names = {b.id: b.name for m in request.messages for b in m.content if isinstance(b, ToolCall)}
     tools = {t.name: t for t in request.tools}
     turns = [turn for message in request.messages for turn in _turns(message, names, tools)]
     if not developer_known:
         turns = [turn | {"role": "system"} if turn["role"] == "developer" else turn for turn in turns]
-    return turns
+    return turns if explained is None else _explained(turns, template_tools(request), explained)
+
+
+def _explained(turns: list[dict[str, Any]], tools: list[dict[str, Any]] | None, dialect: Dialect) -> list[dict[str, Any]]:
+    """Turns of plain text alone: how to call at the head, calls as the model would write them, results as a user's turn."""
+    out: list[dict[str, Any]] = []
+    for turn in turns:
+        if turn["role"] == "tool":
+            text = f"<tool_response>\n{turn['content']}\n</tool_response>"
+            if out and out[-1].get("results"):
+                out[-1]["content"] += "\n" + text
+            else:
+                out.append({"role": "user", "content": text, "results": True})
+            continue
+        calls = [c["function"] for c in turn.get("tool_calls", ())]
+        written = [dialect.write(c["name"], _json(c["arguments"])) for c in calls] if dialect.write else []
+        content = "\n".join([*([turn["content"]] if turn["content"] else []), *written])
+        out.append({**{k: v for k, v in turn.items() if k != "tool_calls"}, "content": content})
+    if tools is not None:
+        rules = _RULES.format("\n".join(json.dumps(tool["function"]) for tool in tools), _example(dialect))
+        if out and out[0]["role"] == "system":
+            out[0]["content"] += "\n\n" + rules
+        else:
+            out.insert(0, {"role": "system", "content": rules})
+    return [{k: v for k, v in turn.items() if k != "results"} for turn in out]
+
+
+_RULES = """You can call these functions, described as JSON:
+<tools>
+{}
+</tools>
+To call one, answer with nothing but
+{}
+The result comes back between <tool_response> and </tool_response>; then answer the user in words."""
+
+
+def _example(dialect: Dialect) -> str:
+    return dialect.write("function-name", '{"argument-name": "value"}') if dialect.write else ""
+
+
+def _json(arguments: Any) -> str:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
 
 
 def template_tools(request: ChatRequest) -> list[dict[str, Any]] | None:

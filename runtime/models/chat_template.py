@@ -12,10 +12,12 @@ from typing import Any
 
 from ...wire.chat import ChatRequest
 from ...wire.errors import BadRequest, ModelFileError
+from .answer_parser import thought_marks
 from .chat_messages import template_messages, template_tools
 from .gguf_vocab import read_vocab
 from .template_process import TemplateFailed, TemplateProcess
 from .tokenizer import Span, Tokenizer, named_tokens, read_json
+from .tool_dialects import Dialect, dialect_of
 
 TOOL_USE = "tool_use"  # some models have a second template, for requests with tools
 RESERVED = ("messages", "tools", "add_generation_prompt")
@@ -47,6 +49,16 @@ class ChatTemplate:
         """Whether the template shows tools to the model."""
         return TOOL_USE in self._sources or "tools" in self._sources.get("default", "")
 
+    @property
+    def dialect(self) -> Dialect:
+        """How the model writes its calls."""
+        return dialect_of("".join(self._sources.values()))
+
+    @property
+    def thought_marks(self) -> tuple[str, str] | None:
+        """What the model puts around its reasoning; None: it does not reason."""
+        return thought_marks("".join(self._sources.values()))
+
     def render(
         self,
         messages: list[dict[str, Any]],
@@ -63,7 +75,8 @@ class ChatTemplate:
     def encode(self, request: ChatRequest, tokenizer: Tokenizer) -> list[int]:
         """The conversation as token ids, the model's turn begun. Raises BadRequest."""
         developer_known = any("developer" in source for source in self._sources.values())
-        messages = template_messages(request, developer_known=developer_known)
+        explained = None if self.knows_tools else self.dialect
+        messages = template_messages(request, developer_known=developer_known, explained=explained)
         conversation = [messages, template_tools(request), _template_arguments(request)]
         whole, starts = _Hidden(tokenizer.control_spans), _Hidden(tokenizer.control_starts)
         text, spans = whole.put_back(self._render_all(whole.hide(conversation)))
@@ -194,7 +207,11 @@ def _template_arguments(request: ChatRequest) -> dict[str, Any]:
     given = request.body.get("chat_template_kwargs") or {}
     if not isinstance(given, Mapping) or any(name in given for name in RESERVED):
         raise BadRequest("chat_template_kwargs must be an object of the template's own names.", param="chat_template_kwargs")
-    return dict(given)
+    effort = request.effort
+    wished = (
+        {"enable_thinking": effort != "none", **({"reasoning_effort": effort} if effort != "none" else {})} if effort else {}
+    )
+    return {**wished, **given}
 
 
 def _blame(failure: TemplateFailed) -> str:

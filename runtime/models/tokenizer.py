@@ -24,6 +24,10 @@ BYTE_OF = {letter: byte for byte, letter in LETTER_OF.items()}
 # Control tokens that end a turn; files often name only one of theirs.
 TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>")
 
+# Control tokens that an answer's form is made of: whoever reads the answer must see them.
+MARKS = frozenset(("<think>", "</think>", "[THINK]", "[/THINK]", "<tool_call>", "</tool_call>", "<|python_tag|>"))
+MARKS |= {"[TOOL_CALLS]", "<start_function_call>", "<end_function_call>", "<escape>"}
+
 Span = tuple[int, int]  # [start, end) in characters
 
 
@@ -99,7 +103,7 @@ class Tokenizer:
         return self._core.decode(ids, skip_special_tokens=skip_special)
 
     def token_bytes(self, id: int) -> bytes:
-        """The exact bytes that a token stands for: a part of a character perhaps, nothing for a control token."""
+        """The exact bytes that a token stands for: a part of a character perhaps, nothing for most control tokens."""
         if (known := self._bytes.get(id)) is None:
             known = self._bytes[id] = self._spelled(id)
         return known
@@ -111,7 +115,7 @@ class Tokenizer:
 
     def _spelled(self, id: int) -> bytes:
         token = self._tokens[id] if 0 <= id < len(self._tokens) else None
-        if token is None or id in self._control_ids:
+        if token is None or (id in self._control_ids and token not in MARKS):
             return b""
         if self._byte_level:
             spelled = None if id in self._added_ids else [BYTE_OF.get(letter) for letter in token]

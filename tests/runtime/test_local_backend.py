@@ -14,6 +14,7 @@ import pytest
 from baseload.runtime.engine import Engine, EngineConfig
 from baseload.runtime.local_backend import LONG_PROMPT, LocalBackend, always
 from baseload.runtime.models.model_file import LoadedModel
+from baseload.runtime.models.tool_dialects.hermes import HERMES
 from baseload.wire.backend import Backend
 from baseload.wire.chat import ChatRequest, Event, Failure, Finish, Message, SamplingParams, Text, TextDelta, Usage
 from baseload.wire.errors import BadRequest
@@ -45,6 +46,8 @@ class Template:
     """The messages' texts end to end. `slow` holds it up until it is set; it notes the thread that it runs in."""
 
     knows_tools = True
+    dialect = HERMES
+    thought_marks: tuple[str, str] | None = None
 
     def __init__(self) -> None:
         self.slow, self.begun = threading.Event(), threading.Event()
@@ -78,7 +81,7 @@ class House:
         shape = SimpleNamespace(
             tokenizer=Letters(),
             template=self.template,
-            config=SimpleNamespace(add_bos=add_bos, default_sampling=sampling or {}),
+            config=SimpleNamespace(add_bos=add_bos, default_sampling=sampling or {}, decoder=SimpleNamespace(vocab=97)),
         )
         self.backend = LocalBackend(cast(LoadedModel, shape), always(self.engine), "tiny", self.engine.longest, created=7)
 
