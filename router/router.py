@@ -134,6 +134,12 @@ class Router:
         handling.events = self._run(request, row, checks, allowed, handling)
         return handling
 
+    async def count_tokens(self, request: ChatRequest) -> int | None:
+        """The prompt's length where it would be tried first; None where only a supplier could tell. Raises ModelNotFound,
+        BadRequest."""
+        first = self.resolve(request.model).places[0]
+        return await asyncio.to_thread(first.backend.count_tokens, request)
+
     async def _judge(self, request: ChatRequest, place: Place) -> Denied | None:
         verdict = gate(request, self._policy, await _measured(request, place))
         return verdict if isinstance(verdict, Denied) else None

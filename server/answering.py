@@ -13,7 +13,7 @@ from starlette.responses import Response
 from ..harness.job import prepare
 from ..router.router import RequestContext
 from ..wire.chat import ChatRequest, Event, Failure
-from ..wire.errors import ModelNotFound
+from ..wire.errors import BadRequest, ModelNotFound
 from .logs import Notes
 from .metrics import Meter
 from .replies import failure_reply, json_reply
@@ -50,6 +50,16 @@ async def answer(request: Request, endpoint: Endpoint, asks: Sequence[ChatReques
         raise
 
 
+async def count(request: Request, ask: ChatRequest) -> int:
+    """The prompt's length in tokens. Raises BadRequest where only the supplier could tell."""
+    services = request.app.state.life.require()
+    ask = name_known(prepare(ask, services.jobs), services, request.app.state.default_model)
+    found = await services.router.count_tokens(ask)
+    if found is None:
+        raise BadRequest("The length of a prompt to this model is known to its supplier alone.", param="model")
+    return found
+
+
 def name_known(ask: ChatRequest, services: Services, default_model: str) -> ChatRequest:
     """`ask`, under `default_model` where its own name is unknown and there is a default. Raises ModelNotFound."""
     try:
@@ -76,7 +86,7 @@ class Making:
     async def respond(self, services: Services, endpoint: Endpoint, context: RequestContext) -> Response:
         """The response, whole or about to stream. Raises what the router raises."""
         ask = self._asks[0]
-        named = (f"{endpoint.prefix}-{context.request_id.removeprefix('req_')}", int(time.time()), ask.model)
+        named = (f"{endpoint.prefix}{context.request_id.removeprefix('req_')}", int(time.time()), ask.model)
         flow = await self._begin(services, context)
         if ask.stream:
             first = await flow.first(HEAD_START_S)

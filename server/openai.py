@@ -16,8 +16,8 @@ from .replies import json_reply
 from .services import Life
 
 routes = APIRouter()
-CHAT = Endpoint("chatcmpl", openai_chat.render_response, openai_chat.StreamRenderer)
-COMPLETIONS = Endpoint("cmpl", openai_completions.render_response, openai_completions.StreamRenderer)
+CHAT = Endpoint("chatcmpl-", openai_chat.render_response, openai_chat.StreamRenderer)
+COMPLETIONS = Endpoint("cmpl-", openai_completions.render_response, openai_completions.StreamRenderer)
 
 
 @routes.post("/v1/chat/completions")

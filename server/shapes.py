@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..wire import openai_chat, sse
+from ..wire import anthropic_messages, openai_chat, sse
 from ..wire.chat import Failure
 from ..wire.errors import BaseloadError
 
@@ -28,6 +28,9 @@ class Shape:
 OPENAI = Shape(openai_chat.render_error, openai_chat.render_failure, done=sse.data_event(openai_chat.DONE))
 
 
+ANTHROPIC = Shape(anthropic_messages.render_error, anthropic_messages.render_failure, sse.named_event, anthropic_messages.PING)
+
+
 def shape_of(path: str, headers: Iterable[tuple[bytes, bytes]] = ()) -> Shape:
     """The looks that whoever asks for `path` expects, where no route has been found yet."""
-    return OPENAI
+    return ANTHROPIC if path.startswith("/v1/messages") else OPENAI

@@ -40,6 +40,9 @@ class Answering:
     async def handle(self, request: ChatRequest, context: object) -> Any:
         return SimpleNamespace(events=self.events(), attempts=(), cost_usd=None, route="local")
 
+    async def count_tokens(self, request: ChatRequest) -> int:
+        return 1
+
     async def events(self) -> AsyncGenerator[Event, None]:
         yield TextDelta("hi", tokens=1)
         yield Usage(1, 1)

@@ -69,6 +69,10 @@ class ScriptedRouter:
         self.asked.append((request, context))
         return ScriptedHandling(self._run(request))
 
+    async def count_tokens(self, request: ChatRequest) -> int | None:
+        self.resolve(request.model)
+        return sum(len(m.text.split()) for m in request.messages)
+
     async def _run(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
         self.started += 1
         try:

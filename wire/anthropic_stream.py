@@ -1,0 +1,294 @@
+"""Anthropic's event stream, written and read: message_start, blocks that begin, grow and end, message_delta, message_stop."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from .chat import (
+    ChatRequest,
+    Event,
+    Extension,
+    Failure,
+    Finish,
+    FinishReason,
+    ReasoningDelta,
+    TextDelta,
+    ToolCallDelta,
+    Usage,
+)
+from .sse import TextChunks, named_event
+
+PROTOCOL = "anthropic_messages"
+STOP_REASONS: dict[FinishReason, str] = {
+    "stop": "end_turn",
+    "length": "max_tokens",
+    "tool_calls": "tool_use",
+    "content_filter": "refusal",
+}
+FINISHES: dict[str, FinishReason] = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "pause_turn": "stop",
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "tool_use": "tool_calls",
+    "refusal": "content_filter",
+}
+FAILURES = {  # by status; 529 is this protocol's own
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    529: "overloaded_error",
+}
+STATUSES = {kind: status for status, kind in FAILURES.items() if status != 529} | {"invalid_request_error": 400}
+
+
+def stop_reason(finish: Finish) -> dict[str, Any]:
+    """How an answer ended."""
+    if finish.reason == "stop" and isinstance(finish.matched_stop, str):
+        return {"stop_reason": "stop_sequence", "stop_sequence": finish.matched_stop}
+    return {"stop_reason": STOP_REASONS[finish.reason], "stop_sequence": None}
+
+
+def usage_object(usage: Usage) -> dict[str, Any]:
+    """Anthropic's usage, whose input_tokens are those that no cache held."""
+    return {
+        "input_tokens": usage.prompt_tokens - usage.cached_tokens - usage.cache_write_tokens,
+        "cache_read_input_tokens": usage.cached_tokens,
+        "cache_creation_input_tokens": usage.cache_write_tokens,
+        "output_tokens": usage.completion_tokens,
+    }
+
+
+class StreamRenderer:
+    """Events to chunks; each is an event of the name in its `type`. Pure but for the stream's own state."""
+
+    def __init__(self, request: ChatRequest, id: str, created: int, model: str) -> None:
+        self._id, self._model = id, model
+        self._usage = Usage(0, 0)
+        self._begun = self._ended = False
+        self._open: str | None = None  # the kind of block being written, with a call's number
+        self._block = -1
+        self._signature = ""
+        self._plain = TextChunks(lambda index: self._delta({"type": "text_delta", "text": TextChunks.MARK}, index), named_event)
+
+    def plain(self, event: Event) -> bytes | None:
+        """The SSE event of one that is mere text; None for any other: ask `events`."""
+        if type(event) is not TextDelta or self._open != "text" or not event.text:
+            return None
+        return self._plain.write(self._block, event.text)
+
+    def events(self, event: Event) -> list[dict[str, Any]]:
+        """The chunks that `event` brings."""
+        match event:
+            case Usage():
+                self._usage = event
+                return self._begin() if event.prompt_tokens else []
+            case Failure():
+                return [{"type": "error", "error": _failure_object(event)}]
+            case TextDelta():
+                delta = {"type": "text_delta", "text": event.text}
+                return [*self._in_block("text", {"type": "text", "text": ""}), self._delta(delta)] if event.text else []
+            case ReasoningDelta():
+                return self._reason(event)
+            case ToolCallDelta():
+                return self._call(event)
+            case Extension() if event.protocol == PROTOCOL:
+                return [*self._begin(), *self._end_block(), *self._foreign(event.raw)]
+            case Finish():
+                return self._finish(event)
+            case _:
+                return []
+
+    def _begin(self) -> list[dict[str, Any]]:
+        if self._begun:
+            return []
+        self._begun = True
+        head = {"id": self._id, "type": "message", "role": "assistant", "model": self._model, "content": []}
+        usage = usage_object(Usage(self._usage.prompt_tokens, 0, self._usage.cached_tokens, 0, self._usage.cache_write_tokens))
+        return [{"type": "message_start", "message": {**head, "stop_reason": None, "stop_sequence": None, "usage": usage}}]
+
+    def _in_block(self, kind: str, block: Mapping[str, Any]) -> list[dict[str, Any]]:
+        if self._open == kind:
+            return []
+        out = [*self._begin(), *self._end_block()]
+        self._open = kind
+        self._block += 1
+        return [*out, {"type": "content_block_start", "index": self._block, "content_block": dict(block)}]
+
+    def _end_block(self) -> list[dict[str, Any]]:
+        if self._open is None:
+            return []
+        # Clients echo a thinking block with its signature, and refuse one that has none.
+        signed = [self._delta({"type": "signature_delta", "signature": self._signature})] if self._open == "thinking" else []
+        self._open, self._signature = None, ""
+        return [*signed, {"type": "content_block_stop", "index": self._block}]
+
+    def _reason(self, event: ReasoningDelta) -> list[dict[str, Any]]:
+        out = self._in_block("thinking", {"type": "thinking", "thinking": "", "signature": ""})
+        self._signature += event.signature or ""
+        return [*out, *([self._delta({"type": "thinking_delta", "thinking": event.text})] if event.text else [])]
+
+    def _call(self, event: ToolCallDelta) -> list[dict[str, Any]]:
+        block = {"type": "tool_use", "id": event.id or f"toolu_{event.call}", "name": event.name or "", "input": {}}
+        out = self._in_block(f"call {event.call}", block)
+        delta = {"type": "input_json_delta", "partial_json": event.arguments}
+        return [*out, *([self._delta(delta)] if event.arguments else [])]
+
+    def _foreign(self, raw: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """A chunk of a block that only this protocol knows, under this stream's own number."""
+        if raw.get("type") == "content_block_start":
+            self._block += 1
+        return [{**raw, "index": self._block}]
+
+    def _finish(self, event: Finish) -> list[dict[str, Any]]:
+        if self._ended:
+            return []
+        self._ended = True
+        empty = [] if self._block >= 0 else self._in_block("text", {"type": "text", "text": ""})
+        last = {"type": "message_delta", "delta": stop_reason(event), "usage": usage_object(self._usage)}
+        return [*empty, *self._begin(), *self._end_block(), last, {"type": "message_stop"}]
+
+    def _delta(self, delta: Mapping[str, Any], index: int | None = None) -> dict[str, Any]:
+        return {"type": "content_block_delta", "index": self._block if index is None else index, "delta": dict(delta)}
+
+
+def _failure_object(failure: Failure) -> dict[str, Any]:
+    kind = FAILURES.get(failure.status, "invalid_request_error" if 400 <= failure.status < 500 else "api_error")
+    return {"type": kind, "message": failure.message}
+
+
+class StreamParser:
+    """Chunks to events. `feed` takes the text of one `data:` line; `close` says what its silence means."""
+
+    def __init__(self, n: int) -> None:
+        self._n = n  # always one here
+        self._counts: dict[str, int] = {}
+        self._blocks: dict[int, str] = {}
+        self._calls = -1
+        self._finish: Finish | None = None
+        self.ended = False
+
+    def feed(self, data: str) -> list[Event]:
+        """The events of one chunk. Nothing comes after the end."""
+        if self.ended:
+            return []
+        try:
+            return self._chunk(json.loads(data))
+        except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+            return self._fail("The supplier sent a chunk that cannot be read.")
+
+    def close(self) -> list[Event]:
+        """The stream is over; a Failure if its end never came."""
+        return [] if self.ended else self._fail("The supplier's answer broke off before its end.")
+
+    def _chunk(self, chunk: Mapping[str, Any]) -> list[Event]:
+        match chunk["type"]:
+            case "message_start":
+                self._count(chunk["message"].get("usage") or {})
+                return []
+            case "content_block_start":
+                return self._start(int(chunk["index"]), chunk["content_block"], chunk)
+            case "content_block_delta":
+                return self._delta(int(chunk["index"]), chunk["delta"], chunk)
+            case "content_block_stop":
+                foreign = self._blocks.get(int(chunk["index"])) == "foreign"
+                return [Extension(PROTOCOL, chunk)] if foreign else []
+            case "message_delta":
+                self._count(chunk.get("usage") or {})
+                if reason := (chunk.get("delta") or {}).get("stop_reason"):
+                    self._finish = Finish(FINISHES.get(reason, "stop"), 0, chunk["delta"].get("stop_sequence"))
+                return []
+            case "message_stop":
+                return self._end()
+            case "error":
+                return self._refuse(chunk.get("error") or {})
+            case _:
+                return []  # ping, and what is newer than this
+
+    def _start(self, index: int, block: Mapping[str, Any], chunk: Mapping[str, Any]) -> list[Event]:
+        kind = self._blocks[index] = block["type"] if block["type"] in ("text", "thinking", "tool_use") else "foreign"
+        match kind:
+            case "text":
+                return [TextDelta(_text(block, "text"), 0, 1)] if block.get("text") else []
+            case "thinking":
+                return [ReasoningDelta(_text(block, "thinking"), 0, 1)] if block.get("thinking") else []
+            case "tool_use":
+                self._calls += 1
+                given = json.dumps(block["input"]) if block.get("input") else ""
+                return [ToolCallDelta(self._calls, _text(block, "id"), _text(block, "name"), given)]
+            case _:
+                return [Extension(PROTOCOL, chunk)]
+
+    def _delta(self, index: int, delta: Mapping[str, Any], chunk: Mapping[str, Any]) -> list[Event]:
+        if self._blocks[index] == "foreign":
+            return [Extension(PROTOCOL, chunk)]
+        match delta["type"]:
+            case "text_delta":
+                return [TextDelta(_text(delta, "text"), 0, 1)]
+            case "thinking_delta":
+                return [ReasoningDelta(_text(delta, "thinking"), 0, 1)]
+            case "signature_delta":
+                return [ReasoningDelta("", 0, 0, _text(delta, "signature"))]
+            case "input_json_delta":
+                return [ToolCallDelta(self._calls, None, None, _text(delta, "partial_json"), 0, 1)]
+            case _:
+                return []  # citations: they lie within a block that is rendered anew
+
+    def _count(self, usage: Mapping[str, Any]) -> None:
+        for name in ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens", "output_tokens"):
+            value = usage.get(name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 40:
+                raise ValueError(name)
+            self._counts[name] = value
+
+    def _end(self) -> list[Event]:
+        if self._finish is None:
+            return self._fail("The supplier's answer broke off before its end.")
+        self.ended = True
+        read, wrote = (self._counts.get(f"cache_{kind}_input_tokens", 0) for kind in ("read", "creation"))
+        prompt = self._counts.get("input_tokens", 0) + read + wrote
+        usage = [Usage(prompt, self._counts.get("output_tokens", 0), read, 0, wrote)] if self._counts else []
+        return [*usage, self._finish]
+
+    def _refuse(self, error: Mapping[str, Any]) -> list[Event]:
+        kind = str(error.get("type"))
+        status = {"overloaded_error": 503, "rate_limit_error": 429}.get(kind, 502)
+        self.ended = True
+        code = "rate_limit_exceeded" if status == 429 else "upstream_error"
+        said = " ".join(str(error.get("message")).split())[:200]
+        return [Failure(f"The supplier answered with an error: {said}", status, "server_error", code, retryable=True)]
+
+    def _fail(self, message: str) -> list[Event]:
+        self.ended = True
+        return [Failure(message, 502, "server_error", "upstream_error", retryable=True)]
+
+
+def parse_response(body: Mapping[str, Any], n: int) -> list[Event]:
+    """The events of an answer that came whole."""
+    parser = StreamParser(n)
+    if body.get("type") == "error":
+        return parser.feed(json.dumps(body))
+    chunks: list[Mapping[str, Any]] = [{"type": "message_start", "message": body}]
+    for i, block in enumerate(body.get("content") or []):
+        chunks.append({"type": "content_block_start", "index": i, "content_block": block})
+        if isinstance(block, dict) and block.get("signature"):
+            delta = {"type": "signature_delta", "signature": block["signature"]}
+            chunks.append({"type": "content_block_delta", "index": i, "delta": delta})
+        chunks.append({"type": "content_block_stop", "index": i})
+    chunks += [{"type": "message_delta", "delta": body, "usage": body.get("usage")}, {"type": "message_stop"}]
+    events = [event for chunk in chunks for event in parser.feed(json.dumps(chunk))]
+    return [*events, *parser.close()]
+
+
+def _text(table: Mapping[str, Any], name: str) -> str:
+    value = table[name]
+    if not isinstance(value, str):
+        raise TypeError(name)
+    return value
