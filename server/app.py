@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from ..wire.errors import BadRequest, BaseloadError, MethodNotAllowed, NotFound
-from . import admin, anthropic, openai
+from . import admin, anthropic, openai, responses
 from .logs import RequestLog
 from .metrics import Metrics
 from .replies import error_reply
@@ -27,9 +27,11 @@ def create_app(services: Services | None, settings: Settings, env: Mapping[str, 
     app.state.life = life
     app.state.metrics = Metrics(life)
     app.state.key_id = settings.server.api_key_env if key else None
+    app.state.responses = responses.Shelf()
     app.state.default_model = settings.server.default_model
     app.include_router(openai.routes)
     app.include_router(anthropic.routes)
+    app.include_router(responses.routes)
     app.include_router(admin.routes)
     app.add_exception_handler(HTTPException, _unrouted)
     app.add_exception_handler(BaseloadError, _ours)

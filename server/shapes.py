@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..wire import anthropic_messages, openai_chat, sse
+from ..wire import anthropic_messages, openai_chat, openai_responses, responses_stream, sse
 from ..wire.chat import Failure
 from ..wire.errors import BaseloadError
 
@@ -23,12 +23,18 @@ class Shape:
     ping: bytes = b": keep-alive\n\n"  # what a client takes for life during a long silence
     media_type: str = "text/event-stream"
     done: bytes = b""  # the last words of a stream that broke off
+    cut: Callable[[Failure], Mapping[str, Any]] | None = None  # its failure, where that looks otherwise than before the stream
 
 
 OPENAI = Shape(openai_chat.render_error, openai_chat.render_failure, done=sse.data_event(openai_chat.DONE))
 
 
 ANTHROPIC = Shape(anthropic_messages.render_error, anthropic_messages.render_failure, sse.named_event, anthropic_messages.PING)
+# Before its first byte an answer's failure has OpenAI's shape, within a stream one of its own.
+RESPONSES = Shape(
+    openai_chat.render_error, openai_chat.render_failure, sse.named_event, openai_responses.PING,
+    cut=responses_stream.render_cut,
+)  # fmt: skip
 
 
 def shape_of(path: str, headers: Iterable[tuple[bytes, bytes]] = ()) -> Shape:

@@ -245,7 +245,7 @@ class EventStream(Response):
             failure = as_failure(known(error, self._flow.request_id))
             self._flow.end(failure)
             self._renderer = _Silent()
-            return self._shape.frame(self._shape.failure(failure)) + self._shape.done
+            return self._shape.frame((self._shape.cut or self._shape.failure)(failure)) + self._shape.done
 
     def _written(self, event: Event) -> bytes:
         if (plain := self._renderer.plain(event)) is not None:

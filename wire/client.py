@@ -1,4 +1,4 @@
-"""HttpBackend: any server that speaks OpenAI's chat completions is a Backend (a supplier, vLLM, Ollama, another Baseload).
+"""HttpBackend: any server that speaks one of protocols.py is a Backend (a supplier, vLLM, Ollama, another Baseload).
 
 One call, one try: retries, breakers and fallbacks are the router's. Every stream ends with its finishes or one Failure.
 """
@@ -18,7 +18,7 @@ from .backend import ModelInfo
 from .chat import ChatRequest, Event, Failure
 from .egress import NETWORK_ERRORS, Egress, Response, Session, what_broke
 from .errors import BaseloadError
-from .openai_chat import StreamParser, parse_response, render_request
+from .protocols import PROTOCOLS
 from .sse import SseParser, TooLong
 
 log = logging.getLogger("baseload.wire")
@@ -32,7 +32,8 @@ class Connection:
     """Where a server is and how long it may take. Seconds."""
 
     name: str
-    base_url: str  # up to and without /chat/completions
+    base_url: str  # up to and without the protocol's own path
+    protocol: str = "openai_chat"  # a key of PROTOCOLS
     api_key: str | None = None
     headers: Mapping[str, str] | None = None
     drop_fields: tuple[str, ...] = ()
@@ -45,7 +46,7 @@ class HttpBackend:
     """A server behind the door. `close` it to let its connections go."""
 
     def __init__(self, connection: Connection, models: Sequence[ModelInfo], egress: Egress) -> None:
-        self.connection = connection
+        self.connection, self._protocol = connection, PROTOCOLS[connection.protocol]
         self._models = tuple(models)
         self._egress = egress
         self._session: Session | None = None
@@ -82,11 +83,9 @@ class HttpBackend:
 
     async def _call(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
         of = self.connection
-        body = render_request(request, request.model, of.drop_fields)
-        headers = {**(of.headers or {}), "idempotency-key": uuid.uuid4().hex}
-        if of.api_key:
-            headers["authorization"] = f"Bearer {of.api_key}"
-        url = f"{of.base_url.rstrip('/')}/chat/completions"
+        body = self._protocol.request(request, request.model, of.drop_fields)
+        headers = {**self._protocol.headers(of.api_key), **(of.headers or {}), "idempotency-key": uuid.uuid4().hex}
+        url = of.base_url.rstrip("/") + self._protocol.path(request.model)
         post = self._opened().post(url, json=body, headers=headers, allow_redirects=False)
         async with asyncio.timeout(of.connect_s + of.first_byte_s):
             response = await post
@@ -108,7 +107,7 @@ class HttpBackend:
             for event in await self._whole(request, response):
                 yield event
             return
-        parser = StreamParser(request.sampling.n)
+        parser = self._protocol.stream(request.sampling.n)
         async for data in self._data(response):
             for event in parser.feed(data):
                 yield event
@@ -136,10 +135,10 @@ class HttpBackend:
     async def _whole(self, request: ChatRequest, response: Response) -> list[Event]:
         try:
             body = await self._json(response, MAX_BODY)
-            return parse_response(body, request.sampling.n)
+            return self._protocol.whole(body, request.sampling.n)
         except TooLong:
             raise
-        except (ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError, KeyError):
             return [_broken(f"The supplier {self.connection.name} sent an answer that cannot be read.")]
 
     async def _json(self, response: Response, limit: int) -> Any:

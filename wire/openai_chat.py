@@ -236,6 +236,16 @@ def render_failure(failure: Failure) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------- our request, written
 
 
+def path(model: str) -> str:
+    """Where a server of this protocol is asked, after its base URL."""
+    return "/chat/completions"
+
+
+def headers(api_key: str | None) -> dict[str, str]:
+    """What a call carries."""
+    return {"authorization": f"Bearer {api_key}"} if api_key else {}
+
+
 def render_request(request: ChatRequest, model: str, drop: Sequence[str] = ()) -> dict[str, Any]:
     """The request as a body for a server of this protocol, streaming with usage.
 

@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 from ...wire.backend import ModelInfo
 from ...wire.client import Connection
 from ...wire.errors import BaseloadError
+from ...wire.protocols import PROTOCOLS
 
-KINDS = ("openai_chat",)
+KINDS = tuple(PROTOCOLS)
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")  # it comes before the slash of a model's name on the wire
 
 
@@ -56,6 +57,7 @@ class SupplierProfile:
         return Connection(
             name=self.name,
             base_url=self.base_url,
+            protocol=self.kind,
             api_key=os.environ.get(self.api_key_env) if self.api_key_env else None,
             drop_fields=self.drop_fields,
             connect_s=self.connect_s,
