@@ -1,6 +1,6 @@
 """kernels/reference.py's operations with the native step's roundings (kernels/cpu): its oracle. Sums are float32.
 
-Only what rounds stands here: linears, whose inputs become integers or bfloat16, and attention, whose queries, keys, values and
+Only what rounds stands here: linears, whose inputs (with tiles, weights too) become integers or bfloat16, and attention, whose queries, keys, values and
 weights become bfloat16. All other operations are reference.py's own.
 """
 
@@ -23,17 +23,20 @@ __all__ = [
     "fine",
     "gelu_tanh_mul",
     "linear",
+    "low_byte",
     "paged_attention",
     "plan_attention",
     "quantise_coarse",
     "quantise_fine",
+    "quantise_row",
     "rms_norm",
     "rope_",
     "rope_tables",
     "silu_mul",
     "softcap",
+    "tile_inputs",
+    "tile_weight",
     "to_bf16",
-    "upper_half",
     "write_kv",
 ]
 LEAST = 1e-30  # 32 inputs that span no more count as zeros
@@ -43,11 +46,6 @@ KEYS = 64  # of attention's inner loop, at absolute positions: each such block w
 def to_bf16(x: torch.Tensor) -> torch.Tensor:
     """float32 rounded to bfloat16 (to even), as float32."""
     return x.bfloat16().float()
-
-
-def upper_half(x: torch.Tensor) -> torch.Tensor:
-    """float32 rounded to bfloat16 as weights for tiles are: ties away from zero."""
-    return ((x.view(torch.int32) + 0x8000) & -0x10000).view(torch.float32)
 
 
 def quantise_coarse(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -86,6 +84,29 @@ def fine(x: torch.Tensor) -> torch.Tensor:
     """x [T, in] as quantise_fine has it."""
     integers, step = quantise_fine(x)
     return (integers * step).flatten(-2)
+
+
+def quantise_row(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """x [T, in] in steps of 16 bits of the row's largest magnitude / 32512: integers, and what one of them stands for [T, 1]."""
+    peak = x.abs().amax(-1, keepdim=True)
+    return (x * _inverse(32512, peak)).round(), peak * torch.tensor(1 / 32512)
+
+
+def low_byte(integers: torch.Tensor) -> torch.Tensor:
+    """What remains of integers after the nearest multiples of 256."""
+    return integers - ((integers + 128) / 256).floor() * 256
+
+
+def tile_inputs(x: torch.Tensor) -> torch.Tensor:
+    """x [T, in] as quantise_row has it; then, negative, the low bytes thereof, which are not multiplied by weights' low bytes."""
+    integers, step = quantise_row(x)
+    return torch.cat((integers * step, -low_byte(integers) * step), -1)
+
+
+def tile_weight(integers: torch.Tensor, step: torch.Tensor, fine: bool) -> torch.Tensor:
+    """The weight [out, in] of such `integers`, times `step` [out, 1]; then the low bytes. Not `fine`: without these."""
+    low = low_byte(integers)
+    return torch.cat((integers, low) if fine else (integers - low, torch.zeros_like(low)), -1) * step
 
 
 @dataclass(frozen=True, slots=True)

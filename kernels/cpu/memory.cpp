@@ -16,17 +16,19 @@ struct Cutter {  // cuts one allocation into aligned parts; without memory, it c
   }
 };
 
-void cut_act(Cutter& from, Act three[3], int rows, int cols) {
+void cut_act(const Ops* ops, Cutter& from, Act three[3], int rows, int cols) {
   // MAX_TILE rows more: a kernel that always takes so many may read, though not use, what follows the last.
   const int64_t padded = rows + MAX_TILE;
   Act* a = three;
   a->cols = cols;
-  a->values = from.take<char>(padded * cols * 2);
+  a->values = from.take<char>(padded * act_bytes(cols));
   a->scale = from.take<float>(padded * (cols / GROUP));
   a->minus_zero = from.take<int32_t>(padded * (cols / GROUP));
   a->negative = from.take<int32_t>(padded * (cols / GROUP));
   a->total = from.take<float>(padded * (cols / GROUP));
+  a->whole = ops->has_tiles ? from.take<float>((int64_t)rows * cols) : nullptr;
   three[1] = three[2] = *a;
+  three[WIDE].whole = nullptr;
   three[COARSE].precision = COARSE, three[FINE].precision = FINE, three[WIDE].precision = WIDE;
 }
 
@@ -36,9 +38,9 @@ void lay_out(Model* m, Cutter& from, int tokens, int rows) {
   m->x = from.take<float>((int64_t)tokens * d.hidden);
   m->branch = from.take<float>((int64_t)tokens * d.hidden);
   m->q = from.take<uint16_t>((int64_t)tokens * heads);
-  cut_act(from, m->hidden, tokens, d.hidden);
-  cut_act(from, m->mixed, tokens, heads);
-  cut_act(from, m->wide, tokens, d.intermediate);
+  cut_act(m->ops, from, m->hidden, tokens, d.hidden);
+  cut_act(m->ops, from, m->mixed, tokens, heads);
+  cut_act(m->ops, from, m->wide, tokens, d.intermediate);
   const int span = (m->ops->span_rows + MAX_TILE) * at_least(d.head_dim, 2 * GROUP);
   m->scratch_each = at_least(attend_scratch(at_least(group, PREFILL_ROWS), d.head_dim), span);
   m->scratch_each = (m->scratch_each + 63) & ~(int64_t)15;
@@ -47,7 +49,7 @@ void lay_out(Model* m, Cutter& from, int tokens, int rows) {
 }
 
 void lay_out_head(Model* m, Cutter& from, int logits) {
-  cut_act(from, m->last, logits, m->desc.hidden);
+  cut_act(m->ops, from, m->last, logits, m->desc.hidden);
   m->bests = from.take<Best>((int64_t)m->head_chunks * logits);
 }
 

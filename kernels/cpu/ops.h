@@ -10,11 +10,15 @@
 // A weight is d * (code - bias) + m: bias 8 or 128 in the formats without m, where m = 0, and 0 in those with it.
 // BF16: codes [panel][group][16][16][2] bfloat16, pairs of inputs; no scales.
 //
-// Instruction sets with tiles have the codes of each panel and group in another order: [16 outputs][32 inputs], with 8 bits; with
-// 16, so that input i is followed by i + 16; with 4, as with 16, but each 16 bits hold a code of each of four outputs.
+// Instruction sets with tiles have BF16 as it is, and of other formats a record for each panel and STEP inputs:
+//   [2 groups][D, or D and M][16 outputs] int16, then [2 groups][4 (4 bits) or 8][16 outputs][4] bytes of codes
+// and float32 scales, one of each output. With 4 bits a weight is the integer code * D + M, where code 0 .. 15, with 8 bits the
+// integer nearest to code * D / 128 + M, where code is signed, times a 256th of that scale. M is stored as M + 128; a format with
+// a bias has M = -8 * D, or 0. Dword i of an output holds inputs 8 i + {0, 1, 4, 5, 2, 3, 6, 7} (4 bits), or 4 i + {0 .. 3}.
 enum Format : int32_t { Q4_MIN = 0, Q4_BIAS = 1, Q8_MIN = 2, Q8_BIAS = 3, BF16 = 4 };
 
 constexpr int GROUP = 32;   // inputs that share a scale, in weights and activations
+constexpr int STEP = 64;    // inputs of 8 bits that tiles multiply at once
 constexpr int PANEL = 16;   // outputs
 constexpr int MAX_TILE = 16;  // rows of activations that any kernel takes at once
 constexpr int KEYS = 64;    // of attention's inner loop, at absolute positions
@@ -28,8 +32,11 @@ struct Weight {
 // Activations on their way into a linear: M rows in tiles of `height` (the last may be lower), in groups of 32 inputs.
 //   COARSE  [group][row][32] int8; an integer a stands for scale * (a - zero)
 //   FINE    [group][2][row][32] int8: the high, then the low bytes of 16-bit integers; a stands for scale * a
-//   WIDE    [group][row][32] bfloat16, nothing else; for tiles [group][16][height][2], inputs i and i + 16 side by side
+//   WIDE    [group][row][32] bfloat16, nothing else
 // Scale and zero are those of 32 inputs of one row. Beside them lie minus the sum of the 32 (a - zero), and scale times that sum.
+//
+// With tiles all but WIDE ones are [step of 64 inputs][2][height][64] int8, the high, then the low bytes of 16-bit integers, and
+// `scale` is one of each row. Coarse then is what they meet: weights of 8 bits, and FINE meets weights of 16.
 enum Precision : int32_t { COARSE = 0, FINE = 1, WIDE = 2 };
 
 struct Act {
@@ -38,6 +45,7 @@ struct Act {
   int32_t* minus_zero;
   int32_t* negative;
   float* total;
+  float* whole;  // with tiles: [row][input], where a row waits until it is complete
   int32_t rows, cols, height;
   Precision precision;
 };
@@ -81,7 +89,7 @@ struct Ops {
   const char* name;
   int32_t max_tile;
   int32_t span_rows;   // multiplied before what comes next is done to them, while they are in the cache
-  int32_t has_tiles;   // weights lie as these want them, and all activations are WIDE
+  int32_t has_tiles;   // weights and activations lie as these want them
   // Once in each thread before it uses the others.
   void (*enter)();
   void (*leave)();
@@ -89,6 +97,8 @@ struct Ops {
   void (*gemm)(const Weight* w, int panel, int n, const Act* a, int first, int last, float* out, int64_t ld);
   // `n` groups from `group` of row `row`, from floats
   void (*quantise)(const Act* a, int row, int group, int n, const float* from);
+  // When all of a row's groups were given; `norm` does it itself.
+  void (*complete)(const Act* a, int row);
   void (*norm)(const NormArgs* n, const Act* out, int row);
   void (*embed)(const Weight* table, int token, float scale, float* out);
   // In place on [rows][ld]: bias, norm over D, rotation.
@@ -104,17 +114,15 @@ struct Ops {
   int64_t round_operations;
 };
 
-// Rows shared out evenly among as few tiles as can hold them; or, as tiles are loaded best, a power of two.
+// Rows shared out evenly among as few tiles as can hold them.
 inline int tile_height(const Ops* ops, int rows) {
-  int height = 1;
-  if (!ops->has_tiles) return rows ? (rows + (rows - 1) / ops->max_tile) / ((rows - 1) / ops->max_tile + 1) : 1;
-  while (height < rows && height < ops->max_tile) height *= 2;
-  return height;
+  return rows ? (rows + (rows - 1) / ops->max_tile) / ((rows - 1) / ops->max_tile + 1) : 1;
 }
 
-inline Precision precision_of(const Ops* ops, const Weight& w, bool fine) {
-  return ops->has_tiles || w.format == BF16 ? WIDE : fine ? FINE : COARSE;
-}
+inline Precision precision_of(const Weight& w, bool fine) { return w.format == BF16 ? WIDE : fine ? FINE : COARSE; }
+
+// Bytes of a row of activations in any precision.
+inline int64_t act_bytes(int cols) { return 2 * ((cols + STEP - 1) / STEP * STEP); }
 
 // Floats of scratch that `attend` needs for so many query rows: accumulators, sums and maxima, and the queries in bfloat16.
 constexpr int attend_scratch(int rows, int dim) { return (rows + MAX_TILE) * (dim + 2 + dim / 2); }

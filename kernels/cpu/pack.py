@@ -1,6 +1,7 @@
 """Linear weights as the native kernels want them (ops.h's Format): panels of 16 outputs, groups of 32 inputs.
 
-A weight is d * (code - bias) + m in one of four formats, or bfloat16: whatever is nearest to what its file holds.
+A weight is d * (code - bias) + m in one of four formats, or bfloat16: whatever is nearest to what its file holds. For tiles the
+scales of an output's groups become integers too: all its weights are then 16-bit integers times one float32.
 """
 
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ class Format(IntEnum):
 
 
 class Layout(IntEnum):
-    """In which order a panel's codes lie: for dot products, or for tiles (ops.h)."""
+    """In which order a panel's codes lie, and with which scales: for dot products, or for tiles (ops.h)."""
 
     DOTS = 0
     TILES = 1
@@ -64,7 +65,8 @@ class Grouped:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A weight in the kernels' layout: flat `codes` (uint8) and `scales` (float16; empty for bfloat16), 64-byte aligned."""
+    """A weight in the kernels' layout: flat `codes` (uint8) and `scales` (float16, or float32 for tiles; empty for bfloat16),
+    64-byte aligned."""
 
     format: Format
     rows: int
@@ -96,22 +98,27 @@ def int8(weight: Array) -> Grouped:
 
 
 def pack(weight: Grouped, layout: Layout) -> Packed:
-    """Into panels; outputs are filled up with zeros to a whole panel."""
+    """Into panels; outputs are filled up with zeros to a whole panel, and for tiles inputs to two groups.
+
+    For tiles: an error of at most 6 / 32512 of the output's largest magnitude an element with 4 bits, 3 / 32512 with 8.
+    """
     rows, cols = weight.shape
-    codes = _to_tiles(weight) if layout == Layout.TILES else _panels(weight.codes.view(np.uint32))
-    scales = [_panels(part[..., None]) for part in (weight.d, weight.m) if part is not None]
-    both = np.stack(scales, 2).reshape(-1) if scales else np.empty(0, np.float16)
+    if layout == Layout.TILES and weight.d is not None:
+        codes, scales = _small_tiles(weight) if weight.codes.shape[-1] < GROUP else _byte_tiles(weight)
+        return Packed(weight.format, rows, cols, _aligned(codes.reshape(-1)), _aligned(scales), layout)
+    codes = _panels(weight.codes.view(np.uint32))
+    parts = [_panels(part[..., None]) for part in (weight.d, weight.m) if part is not None]
+    both = np.stack(parts, 2).reshape(-1) if parts else np.empty(0, np.float16)
     return Packed(weight.format, rows, cols, _aligned(codes.reshape(-1).view(np.uint8)), _aligned(both), layout)
 
 
 def unpack(weight: Packed) -> Array:
     """The weight as float32 [out, in]: what was packed, for tests and for the reference."""
     groups, panels = weight.cols // GROUP, -(-weight.rows // PANEL)
-    if weight.layout == Layout.TILES:
-        codes = _from_tiles(weight)[: weight.rows]
-    else:
-        lanes = weight.codes.view(np.uint32).reshape(panels, groups, -1, PANEL).transpose(0, 3, 1, 2)
-        codes = np.ascontiguousarray(lanes).reshape(panels * PANEL, groups, -1)[: weight.rows]
+    if weight.layout == Layout.TILES and weight.format != Format.BF16:
+        return tile_integers(weight) * (weight.scales[: weight.rows, None] * np.float32(2**-8))
+    lanes = weight.codes.view(np.uint32).reshape(panels, groups, -1, PANEL).transpose(0, 3, 1, 2)
+    codes = np.ascontiguousarray(lanes).reshape(panels * PANEL, groups, -1)[: weight.rows]
     if weight.format == Format.BF16:
         return (codes.view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(weight.rows, weight.cols)
     values = codes.view(np.uint8)
@@ -139,41 +146,96 @@ def _panels(parts: Array) -> Array:
     return np.ascontiguousarray(_split(parts).transpose(0, 2, 3, 1))
 
 
-def _to_tiles(weight: Grouped) -> Array:
-    """Codes [panel, G, 16 outputs, ...] in the order of Layout.TILES."""
-    split = _split(weight.codes)
-    panels, _, groups, n = split.shape
-    if weight.format == Format.BF16:
-        halves = split.reshape(panels, PANEL, groups, 2, GROUP // 2)
-        return np.ascontiguousarray(halves.transpose(0, 2, 1, 4, 3))
-    if n == GROUP:
-        return np.ascontiguousarray(split.transpose(0, 2, 1, 3))
-    # A byte (inputs i and i + 16) of each of four outputs become four bytes: i of two outputs and of two, then i + 16.
-    four = split.reshape(panels, 4, 4, groups, n).transpose(2, 0, 3, 1, 4)
-    out = np.empty((panels, groups, 4, n, 4), np.uint8)
-    for pair in (0, 1):
-        even, odd = four[2 * pair], four[2 * pair + 1]
-        out[..., pair] = (even & 15) | (odd << 4)
-        out[..., 2 + pair] = (even >> 4) | (odd & 0xF0)
-    return out
+# --- for tiles -----------------------------------------------------------------------------------------------------------
+
+LARGEST = 32512  # of an output's integers: 127 * 256, so that the high byte can be rounded
 
 
-def _from_tiles(weight: Packed) -> Array:
-    """As Grouped.codes [out, G, ...], with whole panels."""
-    groups, panels = weight.cols // GROUP, -(-weight.rows // PANEL)
-    if weight.format == Format.BF16:
-        pairs = weight.codes.view(np.uint16).reshape(panels, groups, PANEL, GROUP // 2, 2)
-        return np.ascontiguousarray(pairs.transpose(0, 2, 1, 4, 3)).reshape(panels * PANEL, groups, GROUP)
-    if weight.format in (Format.Q8_MIN, Format.Q8_BIAS):
-        lanes = weight.codes.reshape(panels, groups, PANEL, GROUP).transpose(0, 2, 1, 3)
-        return np.ascontiguousarray(lanes).reshape(panels * PANEL, groups, GROUP)
-    packed = weight.codes.reshape(panels, groups, 4, GROUP // 2, 4).transpose(0, 2, 1, 3, 4)
-    out = np.empty((panels, 4, 4, groups, GROUP // 2), np.uint8)
-    for pair in (0, 1):
-        low, high = packed[..., pair], packed[..., 2 + pair]
-        out[:, :, 2 * pair] = (low & 15) | (high << 4)
-        out[:, :, 2 * pair + 1] = (low >> 4) | (high & 0xF0)
-    return out.reshape(panels * PANEL, groups, GROUP // 2)
+def _small_tiles(weight: Grouped) -> tuple[Array, Array]:
+    """4 bits: an integer is code * D + M."""
+    assert weight.d is not None
+    low, high = weight.codes & 15, weight.codes >> 4
+    d = weight.d.astype(np.float64)
+    m = -8 * d if weight.m is None else weight.m.astype(np.float64)
+    least, most = np.minimum(low, high).min(-1), np.maximum(low, high).max(-1)
+    step = _step(np.maximum(np.abs(d * least + m), np.abs(d * most + m)).max(-1) / LARGEST)
+    big_d = np.rint(d / step)
+    scales = [big_d]
+    if weight.m is not None:
+        scales.append(np.rint(m / step + 7.5 * (d / step - big_d)) + 128)
+    # Input 8 i + 4 row + 2 h + b of a group of 32 lies in 16-bit word h of dword i, nibble 2 row + b.
+    whole = np.stack((low, high), 2).reshape(*low.shape[:2], 4, 2, 2, 2)
+    codes = (whole[..., 0] | whole[..., 1] << 4).swapaxes(-1, -2).reshape(*low.shape[:2], 4, 4)
+    return _records(codes, scales), _whole_panels(step * 256)
+
+
+def _byte_tiles(weight: Grouped) -> tuple[Array, Array]:
+    """8 bits: an integer is round(code * D / 128) + M. Codes become signed and, where a group's are small, larger."""
+    assert weight.d is not None
+    d, bias = weight.d.astype(np.float64), 128
+    if weight.m is not None and weight.codes.max(initial=0) < 32:
+        bias = 16
+    codes = weight.codes.astype(np.int16) - bias
+    most, least = codes.max(-1), codes.min(-1)
+    room = np.minimum(127 // np.maximum(most, 1), 128 // np.maximum(-least, 1))
+    larger = np.where((most > 0) | (least < 0), 1 << np.log2(room).astype(np.int16), 0)
+    d = d / np.maximum(larger, 1) * (larger > 0)
+    codes, most, least = codes * larger[..., None].astype(np.int16), most * larger, least * larger
+    m = np.zeros_like(d) if weight.m is None else weight.m.astype(np.float64) + bias * weight.d.astype(np.float64)
+    peak = np.maximum(np.abs(d * least + m), np.abs(d * most + m)).max(-1)
+    step = _step(np.maximum(peak / LARGEST, np.abs(d).max(-1) * (128 / 32767)))
+    scales = [np.rint(d / step * 128)]
+    if weight.m is not None:
+        scales.append(np.rint(m / step) + 128)
+    return _records(codes.astype(np.int8).view(np.uint8).reshape(*d.shape, 8, 4), scales), _whole_panels(step * 256)
+
+
+def _step(step: Array) -> Array:
+    """[out, 1], never 0, as float32 has it."""
+    return np.where(step > 0, np.maximum(step, 2.0**-100), 1.0).astype(np.float32).astype(np.float64)[:, None]
+
+
+def _whole_panels(step: Array) -> Array:
+    return _split(step.astype(np.float32)).reshape(-1)
+
+
+def _records(codes: Array, scales: list[Array]) -> Array:
+    """Codes [out, G, dwords, 4] and each scale [out, G] as ops.h has them: [panel, G / 2, bytes]."""
+    whole = -(-codes.shape[1] // 2)
+    short = 2 * whole - codes.shape[1]
+    # Modulo 2^16, in which the kernel computes. A group of nothing: D = 0 and M = 128, which stands for 0.
+    numbers = np.stack([part.astype(np.int64).astype(np.uint16) for part in scales], -1)
+    if short:
+        codes = np.concatenate((codes, np.zeros((len(codes), 1, *codes.shape[2:]), codes.dtype)), 1)
+        nothing = np.broadcast_to(np.array([0, 128], np.uint16)[: len(scales)], (len(codes), 1, len(scales)))
+        numbers = np.concatenate((numbers, nothing), 1)
+    lanes = _split(codes).transpose(0, 2, 3, 1, 4).reshape(-1, whole, 2 * codes.shape[2] * 4 * PANEL)
+    beside = np.ascontiguousarray(_split(numbers).transpose(0, 2, 3, 1)).reshape(len(lanes), whole, -1).view(np.uint8)
+    return np.concatenate((beside, lanes), -1)
+
+
+def tile_integers(weight: Packed) -> Array:
+    """What a weight for tiles is made of: int32 [out, in]; `scales` / 256 is what one of them stands for."""
+    small, has_m = weight.format in (Format.Q4_MIN, Format.Q4_BIAS), weight.format in (Format.Q4_MIN, Format.Q8_MIN)
+    panels, whole = -(-weight.rows // PANEL), -(-weight.cols // (2 * GROUP))
+    n_scales = 2 if has_m else 1
+    records = weight.codes.reshape(panels, whole, -1)
+    at = 2 * n_scales * PANEL * 2
+    numbers = np.ascontiguousarray(records[..., :at]).view(np.int16).reshape(panels, whole * 2, n_scales, PANEL)
+    numbers = numbers.transpose(0, 3, 1, 2).reshape(panels * PANEL, whole * 2, n_scales).astype(np.int32)
+    lanes = records[..., at:].reshape(panels, whole * 2, -1, PANEL, 4).transpose(0, 3, 1, 2, 4)
+    codes = np.ascontiguousarray(lanes).reshape(panels * PANEL, whole * 2, -1)
+    d = numbers[..., :1]
+    if small:
+        parts = codes.reshape(*codes.shape[:2], 4, 2, 2).swapaxes(-1, -2)  # [.., i, row, h]
+        u = np.stack((parts & 15, parts >> 4), -1).reshape(*codes.shape[:2], GROUP).astype(np.int32)
+        m = numbers[..., 1:] - 128 if has_m else -8 * d
+        values = (u * d + m).astype(np.int16).astype(np.int32)
+    else:
+        c = codes.view(np.int8).astype(np.int32)
+        values = (c * 256 * d + 0x4000 >> 15) + (numbers[..., 1:] - 128 if has_m else 0)
+        values = values.astype(np.int16).astype(np.int32)
+    return values.reshape(panels * PANEL, -1)[: weight.rows, : weight.cols]
 
 
 def _aligned(array: Array) -> Array:

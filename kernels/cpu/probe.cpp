@@ -26,7 +26,7 @@ void walk_linear(Job* job, uint32_t number, int) {
   auto nothing = [] {};
   const auto fill = [&](int tile) {
     for (int r = tile * a.height; r < a.rows && r < (tile + 1) * a.height; r++)
-      l->ops->quantise(&a, r, 0, a.cols / GROUP, l->from + (int64_t)r * a.cols);
+      l->ops->quantise(&a, r, 0, a.cols / GROUP, l->from + (int64_t)r * a.cols), l->ops->complete(&a, r);
   };
   const auto multiply = [&](int c) {
     const int first = c * each, n = panels - first < each ? panels - first : each;
@@ -47,13 +47,14 @@ EXPORT int bl_linear(Pool* pool, const char* isa, const Weight* weight, int n, c
   const int64_t padded = rows + MAX_TILE, cols = weight->cols;
   l->walk = walk_linear, l->phases = l->two, l->n_phases = 2, l->ops = ops;
   l->weight = weight, l->from = from, l->to = to, l->ld = (weight->rows + PANEL - 1) / PANEL * PANEL;
-  const int64_t beside = padded * cols / GROUP, nbytes = padded * cols * 2 + 16 * beside;
+  const int64_t beside = padded * cols / GROUP, values_bytes = padded * act_bytes((int)cols);
+  const int64_t nbytes = values_bytes + 16 * beside + 4 * rows * cols;
   void* values = nullptr;
   const bool made = !posix_memalign(&values, 64, (size_t)nbytes);
   if (made) memset(values, 0, (size_t)nbytes);
-  int32_t* after = (int32_t*)((char*)values + padded * cols * 2);
+  int32_t* after = (int32_t*)((char*)values + values_bytes);
   l->act = {values, (float*)after, after + beside, after + 2 * beside, (float*)after + 3 * beside,
-            rows,   weight->cols,  tile_height(ops, rows), precision_of(ops, *weight, fine)};
+            (float*)after + 4 * beside, rows, weight->cols, tile_height(ops, rows), precision_of(*weight, fine)};
   for (int i = 0; made && i < n; i++) {
     l->weight = weight + i;
     pool_run(pool, l);

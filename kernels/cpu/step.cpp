@@ -3,7 +3,8 @@
 //   for each layer:  qkv (+ rotation, KV write) | attention | o | gate, up (+ activation) | down
 //
 // The norm before a product, and the quantisation of what goes into it, is the tail of the phase before: of a few rows, one
-// thread does it while it has them in its cache; of many rows, it is a phase of its own.
+// thread does it while it has them in its cache; of many rows, it is a phase of its own. So is what is left to do to whole rows
+// where all of a row's activations share a scale.
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -12,17 +13,17 @@
 
 namespace {
 
-constexpr int FEW_ROWS = 3;      // normed by one thread; of tiles, whose rows share cache lines, as many as one has
+constexpr int FEW_ROWS = 3;      // normed by one thread
 constexpr int HEAD_PANELS = 16;  // of the output head in a chunk
 constexpr int CHUNKS = 8;        // a thread, at least, where the work can be cut so
 
 // ------------------------------------------------------------------------------------------------- what goes into a product
 
-inline const Act& into_qkv(const Model* m, int l) { return m->hidden[precision_of(m->ops, m->layers[l].q, m->layers[l].fine & 1)]; }
-inline const Act& into_o(const Model* m, int l) { return m->mixed[precision_of(m->ops, m->layers[l].o, m->layers[l].fine & 2)]; }
-inline const Act& into_mlp(const Model* m, int l) { return m->hidden[precision_of(m->ops, m->layers[l].gate, m->layers[l].fine & 4)]; }
-inline const Act& into_down(const Model* m, int l) { return m->wide[precision_of(m->ops, m->layers[l].down, m->layers[l].fine & 8)]; }
-inline const Act& into_head(const Model* m) { return m->last[precision_of(m->ops, m->desc.head, false)]; }
+inline const Act& into_qkv(const Model* m, int l) { return m->hidden[precision_of(m->layers[l].q, m->layers[l].fine & 1)]; }
+inline const Act& into_o(const Model* m, int l) { return m->mixed[precision_of(m->layers[l].o, m->layers[l].fine & 2)]; }
+inline const Act& into_mlp(const Model* m, int l) { return m->hidden[precision_of(m->layers[l].gate, m->layers[l].fine & 4)]; }
+inline const Act& into_down(const Model* m, int l) { return m->wide[precision_of(m->layers[l].down, m->layers[l].fine & 8)]; }
+inline const Act& into_head(const Model* m) { return m->last[precision_of(m->desc.head, m->ops->has_tiles)]; }
 
 // ------------------------------------------------------------------------------------------------- chunks of work
 
@@ -201,8 +202,6 @@ void walk(Job* job, uint32_t number, int thread) {
   Model* m = (Model*)job;
   const ModelDesc& d = m->desc;
   const int tokens = m->batch.n_tokens, threads = pool_threads(m->pool);
-  const int together = m->ops->has_tiles ? m->ops->max_tile : 1;  // rows that one thread norms
-  const bool few = tokens <= at_least(FEW_ROWS, together);
   float* scratch = m->scratch + m->scratch_each * thread;
   Phase* phase = m->phases;
   bool here = true;  // until this thread finds that it is late
@@ -217,10 +216,13 @@ void walk(Job* job, uint32_t number, int thread) {
   };
   // A phase whose results `finish` each row afterwards, in its tail or in a phase of their own.
   auto run_rows = [&](Part part, int n, auto chunk, auto row) {
-    const auto rows = [&](int c) { for (int t = c * together; t < at_most(tokens, (c + 1) * together); t++) row(t); };
-    if (few) return run(part, n, chunk, [&] { for (int t = 0; t < tokens; t++) row(t); });
+    if (tokens <= FEW_ROWS) return run(part, n, chunk, [&] { for (int t = 0; t < tokens; t++) row(t); });
     run(part, n, chunk, nothing);
-    run(part, ceil_of(tokens, together), rows, nothing);
+    run(part, tokens, row, nothing);
+  };
+  const auto run_groups = [&](Part part, int n, auto chunk, const Act& to) {
+    if (to.whole) run_rows(part, n, chunk, [&](int t) { m->ops->complete(&to, t); });
+    else run(part, n, chunk, nothing);
   };
   auto run_panels = [&](Part part, int panels, auto chunk, auto row) {
     const int each = at_least(1, panels / (CHUNKS * threads));
@@ -238,10 +240,10 @@ void walk(Job* job, uint32_t number, int thread) {
       project_head(m, l, c / spans, first, at_most(tiles, first + span), scratch);
     }, nothing);
     const auto attend = [&](int c) { attend_block(m, l, m->blocks[c / d.n_kv_heads], c % d.n_kv_heads, scratch); };
-    run(ATTENTION, m->n_blocks * d.n_kv_heads, attend, nothing);
+    run_groups(ATTENTION, m->n_blocks * d.n_kv_heads, attend, into_o(m, l));
     run_panels(O, d.hidden / PANEL, [&](int a, int b) { project(m, &layer.o, &into_o(m, l), a, b); },
                [&](int t) { norm_row(m, into_mlp(m, l), t, layer.post_attn_norm, layer.mlp_norm, false); });
-    run(GATE_UP, d.intermediate / GROUP, [&](int part) { gate_and_up(m, l, part, scratch); }, nothing);
+    run_groups(GATE_UP, d.intermediate / GROUP, [&](int part) { gate_and_up(m, l, part, scratch); }, into_down(m, l));
     const auto down = [&](int a, int b) { project(m, &layer.down, &into_down(m, l), a, b); };
     if (l + 1 < d.n_layers) {
       const float* next = m->layers[l + 1].attn_norm;
@@ -288,7 +290,7 @@ EXPORT Model* bl_model_create(const ModelDesc* desc, Pool* pool, const char* isa
   m->pool = pool;
   m->walk = walk;
   m->ops = ops;
-  m->n_phases = desc->n_layers * 7 + 4;
+  m->n_phases = desc->n_layers * 9 + 4;
   m->head_chunks = ceil_of(ceil_of(desc->vocab, PANEL), HEAD_PANELS);
   m->layers = (LayerDesc*)malloc(sizeof(LayerDesc) * (size_t)desc->n_layers);
   void* phases = nullptr;

@@ -88,15 +88,6 @@ inline void store_bytes(int8_t* to, I32 v) {  // what fits a byte
 #endif
 }
 
-inline void store_apart(uint32_t* to, int stride, U32 v) {  // to[i * stride] = v[i]
-#if defined(__AVX512F__)
-  const I32 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  _mm512_i32scatter_epi32(to, (__m512i)(lane * splat(stride)), (__m512i)v, 4);
-#else
-  for (int i = 0; i < LANES; i++) to[i * stride] = v[i];
-#endif
-}
-
 inline bool any(I32 mask) {
 #if defined(__AVX512F__)
   return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask);

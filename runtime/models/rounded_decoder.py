@@ -1,6 +1,6 @@
 """The decoder with the native step's arithmetic on the native step's weights: its oracle. Imports torch."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -8,12 +8,11 @@ import torch
 from numpy.typing import NDArray
 
 from ...kernels import rounded
-from ...kernels.cpu.pack import Format, Layout, Packed, unpack
+from ...kernels.cpu.pack import Format, Layout, Packed, tile_integers, unpack
 from ...kernels.cpu.step import NativeWeights, fine_inputs
 from ...kernels.spec import DecoderSpec
 from .decoder import Decoder
 
-Rounding = Callable[[torch.Tensor], torch.Tensor]
 QKV, OUT, GATE_UP, DOWN = 1, 2, 4, 8  # the bits of fine_inputs
 
 
@@ -24,28 +23,31 @@ class RoundedDecoder(Decoder):
         super().__init__(replace(spec, norm_offset=0.0), _Unpacked(weights))  # the vectors hold the offset already
         self._ops = rounded
 
-        def linear(weight: torch.Tensor, name: str, fine: int = 0) -> rounded.RoundedWeight:
-            packed = weights.linears[name]
-            if packed.layout == Layout.TILES:
-                weight = rounded.upper_half(weight)
-            return rounded.RoundedWeight(weight, _inputs(packed, fine))
+        def linear(weight: torch.Tensor, names: Sequence[str], fine: int) -> rounded.RoundedWeight:
+            return _linear(weight, [weights.linears[name] for name in names], bool(fine))
 
+        layout = weights.linears["embed"].layout
         for i, layer in enumerate(self._layers):
-            fine, at = fine_inputs(i, spec.n_layers), f"layers.{i}."
+            fine, at = fine_inputs(i, spec.n_layers, layout), f"layers.{i}."
             self._layers[i] = replace(
                 layer,
-                qkv=linear(layer.qkv, at + "q", fine & QKV),
-                o=linear(layer.o, at + "o", fine & OUT),
-                gate_up=linear(layer.gate_up, at + "gate", fine & GATE_UP),
-                down=linear(layer.down, at + "down", fine & DOWN),
+                qkv=linear(layer.qkv, (at + "q", at + "k", at + "v"), fine & QKV),
+                o=linear(layer.o, (at + "o",), fine & OUT),
+                gate_up=linear(layer.gate_up, (at + "gate", at + "up"), fine & GATE_UP),
+                down=linear(layer.down, (at + "down",), fine & DOWN),
             )
-        self._head = linear(self._head, "embed" if spec.tied else "head")
+        self._head = linear(self._head, ("embed" if spec.tied else "head",), layout == Layout.TILES)
 
 
-def _inputs(weight: Packed, fine: int) -> Rounding:
-    if weight.format == Format.BF16 or weight.layout == Layout.TILES:
-        return rounded.to_bf16
-    return rounded.fine if fine else rounded.coarse
+def _linear(weight: torch.Tensor, parts: Sequence[Packed], fine: bool) -> rounded.RoundedWeight:
+    """`weight` is what the parts mean, one after the other."""
+    if parts[0].format == Format.BF16:
+        return rounded.RoundedWeight(weight, rounded.to_bf16)
+    if parts[0].layout == Layout.DOTS:
+        return rounded.RoundedWeight(weight, rounded.fine if fine else rounded.coarse)
+    integers = torch.from_numpy(np.concatenate([tile_integers(part) for part in parts])).float()
+    steps = torch.from_numpy(np.concatenate([part.scales[: part.rows, None] for part in parts])) / 256
+    return rounded.RoundedWeight(rounded.tile_weight(integers, steps, fine), rounded.tile_inputs)
 
 
 class _Unpacked:
