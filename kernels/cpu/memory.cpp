@@ -26,7 +26,7 @@ void cut_act(const Ops* ops, Cutter& from, Act three[3], int rows, int cols) {
   a->minus_zero = from.take<int32_t>(padded * (cols / GROUP));
   a->negative = from.take<int32_t>(padded * (cols / GROUP));
   a->total = from.take<float>(padded * (cols / GROUP));
-  a->whole = ops->has_tiles ? from.take<float>((int64_t)rows * cols) : nullptr;
+  a->whole = ops->has_tiles ? from.take<float>(padded * cols) : nullptr;
   three[1] = three[2] = *a;
   three[WIDE].whole = nullptr;
   three[COARSE].precision = COARSE, three[FINE].precision = FINE, three[WIDE].precision = WIDE;

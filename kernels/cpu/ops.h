@@ -45,7 +45,7 @@ struct Act {
   int32_t* minus_zero;
   int32_t* negative;
   float* total;
-  float* whole;  // with tiles: [row][input], where a row waits until it is complete
+  float* whole;  // with tiles: as many floats, where a row waits until it is complete
   int32_t rows, cols, height;
   Precision precision;
 };
@@ -95,17 +95,17 @@ struct Ops {
   void (*leave)();
   // out[r * ld + 0 .. 16 * n] = `n` panels of w, from `panel`, times the rows of tiles first .. last
   void (*gemm)(const Weight* w, int panel, int n, const Act* a, int first, int last, float* out, int64_t ld);
-  // `n` groups from `group` of row `row`, from floats
-  void (*quantise)(const Act* a, int row, int group, int n, const float* from);
-  // When all of a row's groups were given; `norm` does it itself.
+  // Quantised into row `row`, from floats.
+  void (*give)(const Act* a, int row, const float* from);
+  // When all of a row's groups were given by `glu` or `attend`.
   void (*complete)(const Act* a, int row);
   void (*norm)(const NormArgs* n, const Act* out, int row);
   void (*embed)(const Weight* table, int token, float scale, float* out);
   // In place on [rows][ld]: bias, norm over D, rotation.
   void (*head)(const HeadArgs* h, float* x, int rows, int64_t ld);
   void (*to_bf16)(const float* from, uint16_t* to, int n);
-  // gate [rows][2][..] and up, 32 wide each: gate = activation(gate) * up. kind 0 silu, 1 gelu (tanh)
-  void (*glu)(float* gate, const float* up, int rows, int64_t ld, int kind);
+  // activation(gate) * up, each [rows][32], quantised into group `group` of `out` from row `row`. kind 0 silu, 1 gelu (tanh)
+  void (*glu)(const float* gate, const float* up, int rows, int kind, const Act* out, int row, int group);
   void (*attend)(const AttendArgs* a, const Act* out, float* scratch);
   // The largest of `n` (at most 16) outputs that begin at `index`, after the soft-cap, which is applied in place.
   void (*best)(float* logits, int n, int index, float softcap, Best* best);

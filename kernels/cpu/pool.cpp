@@ -75,11 +75,16 @@ struct Pool {
   Worker workers[MOST_THREADS];
 };
 
-int phase_take(Phase* phase, uint32_t number, int n) {
+int phase_take(Phase* phase, uint32_t number, int n, int thread) {
+  const uint32_t sizes[2] = {(uint32_t)n / 2, (uint32_t)n - (uint32_t)n / 2};
   uint64_t seen = get(&phase->next);
   for (;;) {
-    if ((uint32_t)(seen >> 32) != number || (uint32_t)seen >= (uint32_t)n) return -1;
-    if (__atomic_compare_exchange_n(&phase->next, &seen, seen + 1, true, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) return (int)(uint32_t)seen;
+    if ((uint32_t)(seen >> 32) != number) return -1;
+    const uint32_t taken[2] = {(uint32_t)seen >> 16, (uint32_t)seen & 0xffff};
+    const int own = 1 - thread % 2, half = taken[own] < sizes[own] ? own : 1 - own;
+    if (taken[half] >= sizes[half]) return -1;
+    if (__atomic_compare_exchange_n(&phase->next, &seen, seen + (half ? 1 : 1 << 16), true, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+      return (int)(half * sizes[0] + taken[half]);
   }
 }
 

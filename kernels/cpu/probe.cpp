@@ -19,20 +19,20 @@ struct Linear : Job {
   int64_t ld;
 };
 
-void walk_linear(Job* job, uint32_t number, int) {
+void walk_linear(Job* job, uint32_t number, int thread) {
   Linear* l = (Linear*)job;
   const Act& a = l->act;
   const int panels = (l->weight->rows + PANEL - 1) / PANEL, tiles = (a.rows + a.height - 1) / a.height, each = panels < 64 ? 1 : 4;
   auto nothing = [] {};
   const auto fill = [&](int tile) {
     for (int r = tile * a.height; r < a.rows && r < (tile + 1) * a.height; r++)
-      l->ops->quantise(&a, r, 0, a.cols / GROUP, l->from + (int64_t)r * a.cols), l->ops->complete(&a, r);
+      l->ops->give(&a, r, l->from + (int64_t)r * a.cols);
   };
   const auto multiply = [&](int c) {
     const int first = c * each, n = panels - first < each ? panels - first : each;
     l->ops->gemm(l->weight, first, n, &a, 0, tiles, l->to + first * PANEL, l->ld);
   };
-  if (walk_phase(&l->two[0], number, tiles, fill, nothing)) walk_phase(&l->two[1], number, (panels + each - 1) / each, multiply, nothing);
+  if (walk_phase(&l->two[0], number, thread, tiles, fill, nothing)) walk_phase(&l->two[1], number, thread, (panels + each - 1) / each, multiply, nothing);
 }
 
 }  // namespace
@@ -48,13 +48,13 @@ EXPORT int bl_linear(Pool* pool, const char* isa, const Weight* weight, int n, c
   l->walk = walk_linear, l->phases = l->two, l->n_phases = 2, l->ops = ops;
   l->weight = weight, l->from = from, l->to = to, l->ld = (weight->rows + PANEL - 1) / PANEL * PANEL;
   const int64_t beside = padded * cols / GROUP, values_bytes = padded * act_bytes((int)cols);
-  const int64_t nbytes = values_bytes + 16 * beside + 4 * rows * cols;
+  const int64_t nbytes = values_bytes + 16 * beside;
   void* values = nullptr;
   const bool made = !posix_memalign(&values, 64, (size_t)nbytes);
   if (made) memset(values, 0, (size_t)nbytes);
   int32_t* after = (int32_t*)((char*)values + values_bytes);
   l->act = {values, (float*)after, after + beside, after + 2 * beside, (float*)after + 3 * beside,
-            (float*)after + 4 * beside, rows, weight->cols, tile_height(ops, rows), precision_of(*weight, fine)};
+            nullptr, rows, weight->cols, tile_height(ops, rows), precision_of(*weight, fine)};
   for (int i = 0; made && i < n; i++) {
     l->weight = weight + i;
     pool_run(pool, l);
@@ -78,7 +78,7 @@ constexpr int64_t STRIDE = 1 << 18;
 
 typedef long long Line __attribute__((vector_size(64)));
 
-void walk_sweep(Job* job, uint32_t number, int) {
+void walk_sweep(Job* job, uint32_t number, int thread) {
   Sweep* s = (Sweep*)job;
   const auto read = [&](int c) {
     const char* at = s->bytes + c * STRIDE;
@@ -88,7 +88,7 @@ void walk_sweep(Job* job, uint32_t number, int) {
     for (int j = 1; j < 8; j++) sums[0] += sums[j];
     __atomic_add_fetch(&s->found, (int64_t)sums[0][0], __ATOMIC_RELAXED);
   };
-  walk_phase(&s->one, number, (int)(s->n / STRIDE), read, [] {});
+  walk_phase(&s->one, number, thread, (int)(s->n / STRIDE), read, [] {});
 }
 
 }  // namespace
@@ -111,9 +111,9 @@ struct Peak : Job {
   int chunks;
 };
 
-void walk_peak(Job* job, uint32_t number, int) {
+void walk_peak(Job* job, uint32_t number, int thread) {
   Peak* p = (Peak*)job;
-  walk_phase(&p->one, number, p->chunks, [&](int) { p->ops->products(p->rounds); }, [] {});
+  walk_phase(&p->one, number, thread, p->chunks, [&](int) { p->ops->products(p->rounds); }, [] {});
 }
 
 }  // namespace

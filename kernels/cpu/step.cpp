@@ -14,6 +14,7 @@
 namespace {
 
 constexpr int FEW_ROWS = 3;      // normed by one thread
+constexpr int TOGETHER = 8;      // rows in a chunk, where there are more
 constexpr int HEAD_PANELS = 16;  // of the output head in a chunk
 constexpr int CHUNKS = 8;        // a thread, at least, where the work can be cut so
 
@@ -28,6 +29,18 @@ inline const Act& into_head(const Model* m) { return m->last[precision_of(m->des
 // ------------------------------------------------------------------------------------------------- chunks of work
 
 inline int tiles_of(const Act& a) { return ceil_of(a.rows, a.height); }
+
+struct Span {  // tiles of rows
+  int first, last;
+};
+
+// Rows are cut into spans, evenly.
+inline int spans_of(const Model* m, const Act& a) { return ceil_of(tiles_of(a), at_least(1, m->ops->span_rows / a.height)); }
+
+inline Span span_of(const Model* m, const Act& a, int i) {
+  const int spans = spans_of(m, a), tiles = tiles_of(a);
+  return {tiles * i / spans, tiles * (i + 1) / spans};
+}
 
 inline uint8_t* page_part(const Model* m, int64_t page, int layer, int head) {
   const ModelDesc& d = m->desc;
@@ -73,17 +86,17 @@ void write_value(uint16_t* part, int offset, const uint16_t* value, int dim) {
 }
 
 // One head (of q, then k, then v) of some tiles: product, bias, norm and rotation, and to where attention reads it.
-void project_head(Model* m, int l, int head, int tile, int last, float* temp) {
+void project_head(Model* m, int l, int head, Span span, float* temp) {
   const ModelDesc& d = m->desc;
   const LayerDesc& layer = m->layers[l];
   const Act& a = into_qkv(m, l);
   const int dim = d.head_dim, panels = dim / PANEL;
-  const int token0 = tile * a.height, rows = at_most(a.rows, last * a.height) - token0;
+  const int token0 = span.first * a.height, rows = at_most(a.rows, span.last * a.height) - token0;
   const bool is_q = head < d.n_heads, is_k = !is_q && head < d.n_heads + d.n_kv_heads;
   const int own = is_q ? head : is_k ? head - d.n_heads : head - d.n_heads - d.n_kv_heads;
   const Weight* w = is_q ? &layer.q : is_k ? &layer.k : &layer.v;
   const float* bias = is_q ? layer.q_bias : is_k ? layer.k_bias : layer.v_bias;
-  m->ops->gemm(w, own * panels, panels, &a, tile, last, temp, dim);
+  m->ops->gemm(w, own * panels, panels, &a, span.first, span.last, temp, dim);
   const HeadArgs args = {bias ? bias + own * dim : nullptr,
                          is_q   ? layer.q_norm
                          : is_k ? layer.k_norm
@@ -131,26 +144,21 @@ void attend_block(Model* m, int l, const Block& block, int head, float* scratch)
   m->ops->attend(&args, &into_o(m, l), scratch);
 }
 
-// Panels first .. last of `w`, for all rows, into branch.
-void project(Model* m, const Weight* w, const Act* a, int first, int last) {
-  m->ops->gemm(w, first, last - first, a, 0, tiles_of(*a), m->branch + first * PANEL, m->desc.hidden);
+// Panels first .. last of `w`, into branch.
+void project(Model* m, const Weight* w, const Act* a, Span span, int first, int last) {
+  float* to = m->branch + (int64_t)span.first * a->height * m->desc.hidden + first * PANEL;
+  m->ops->gemm(w, first, last - first, a, span.first, span.last, to, m->desc.hidden);
 }
 
-inline int span_of(const Model* m, const Act& a) { return at_least(1, m->ops->span_rows / a.height); }  // tiles
-
-// 32 outputs of gate and of up, for all rows: the activation, quantised for `down`.
-void gate_and_up(Model* m, int l, int part, float* temp) {
+// 32 outputs of gate and of up: the activation, quantised for `down`.
+void gate_and_up(Model* m, int l, Span span, int part, float* temp) {
   const LayerDesc& layer = m->layers[l];
   const Act &a = into_mlp(m, l), &to = into_down(m, l);
   float* up = temp + m->ops->span_rows * GROUP;
-  const int tiles = tiles_of(a), span = span_of(m, a);
-  for (int tile = 0; tile < tiles; tile += span) {
-    const int last = at_most(tiles, tile + span), first_row = tile * a.height, rows = at_most(a.rows, last * a.height) - first_row;
-    m->ops->gemm(&layer.gate, part * 2, 2, &a, tile, last, temp, GROUP);
-    m->ops->gemm(&layer.up, part * 2, 2, &a, tile, last, up, GROUP);
-    m->ops->glu(temp, up, rows, GROUP, m->desc.activation);
-    for (int r = 0; r < rows; r++) m->ops->quantise(&to, first_row + r, part, 1, temp + r * GROUP);
-  }
+  const int first_row = span.first * a.height, rows = at_most(a.rows, span.last * a.height) - first_row;
+  m->ops->gemm(&layer.gate, part * 2, 2, &a, span.first, span.last, temp, GROUP);
+  m->ops->gemm(&layer.up, part * 2, 2, &a, span.first, span.last, up, GROUP);
+  m->ops->glu(temp, up, rows, m->desc.activation, &to, first_row, part);
 }
 
 void head_chunk(Model* m, int chunk, float* temp) {
@@ -158,14 +166,15 @@ void head_chunk(Model* m, int chunk, float* temp) {
   const Act& a = into_head(m);
   Best* bests = m->bests + (int64_t)chunk * a.rows;
   for (int i = 0; i < a.rows; i++) bests[i] = {-__builtin_inff(), 0, 0};
-  const int last_panel = at_most((chunk + 1) * HEAD_PANELS, ceil_of(d.vocab, PANEL)), tiles = tiles_of(a), span = span_of(m, a);
+  const int last_panel = at_most((chunk + 1) * HEAD_PANELS, ceil_of(d.vocab, PANEL)), spans = spans_of(m, a);
   for (int p = chunk * HEAD_PANELS; p < last_panel; p += 2)
-    for (int tile = 0; tile < tiles; tile += span) {
-      const int last = at_most(tiles, tile + span), both = at_most(2, last_panel - p);
-      m->ops->gemm(&d.head, p, both, &a, tile, last, temp, 2 * PANEL);
-      for (int i = tile * a.height; i < at_most(a.rows, last * a.height); i++)
+    for (int s = 0; s < spans; s++) {
+      const Span span = span_of(m, a, s);
+      const int both = at_most(2, last_panel - p), first_row = span.first * a.height;
+      m->ops->gemm(&d.head, p, both, &a, span.first, span.last, temp, 2 * PANEL);
+      for (int i = first_row; i < at_most(a.rows, span.last * a.height); i++)
         for (int j = 0; j < both; j++) {
-          float* logits = temp + (2 * (i - tile * a.height) + j) * PANEL;
+          float* logits = temp + (2 * (i - first_row) + j) * PANEL;
           const int first = (p + j) * PANEL, n = at_most(PANEL, d.vocab - first);
           m->ops->best(logits, n, first, d.final_softcap, &bests[i]);
           if (m->batch.full_logits[i]) memcpy(m->batch.logits + (int64_t)i * d.vocab + first, logits, 4 * n);
@@ -208,7 +217,7 @@ void walk(Job* job, uint32_t number, int thread) {
 
   int64_t started = thread ? 0 : now();
   auto run = [&](Part part, int n, auto chunk, auto tail) {
-    here = here && walk_phase(phase++, number, n, chunk, tail);
+    here = here && walk_phase(phase++, number, thread, n, chunk, tail);
     if (thread) return;
     const int64_t ended = now();
     m->nanoseconds[part] += ended - started;
@@ -218,38 +227,44 @@ void walk(Job* job, uint32_t number, int thread) {
   auto run_rows = [&](Part part, int n, auto chunk, auto row) {
     if (tokens <= FEW_ROWS) return run(part, n, chunk, [&] { for (int t = 0; t < tokens; t++) row(t); });
     run(part, n, chunk, nothing);
-    run(part, tokens, row, nothing);
+    const auto rows = [&](int c) { for (int t = c * TOGETHER; t < at_most(tokens, (c + 1) * TOGETHER); t++) row(t); };
+    run(part, ceil_of(tokens, TOGETHER), rows, nothing);
   };
   const auto run_groups = [&](Part part, int n, auto chunk, const Act& to) {
     if (to.whole) run_rows(part, n, chunk, [&](int t) { m->ops->complete(&to, t); });
     else run(part, n, chunk, nothing);
   };
-  auto run_panels = [&](Part part, int panels, auto chunk, auto row) {
-    const int each = at_least(1, panels / (CHUNKS * threads));
-    run_rows(part, ceil_of(panels, each), [&](int c) { chunk(c * each, at_most(panels, (c + 1) * each)); }, row);
+  // The panels of `w` times `a`, span by span.
+  auto run_panels = [&](Part part, const Weight& w, const Act& a, auto row) {
+    const int panels = d.hidden / PANEL, spans = spans_of(m, a);
+    const int each = at_least(1, panels * spans / (CHUNKS * threads)), parts = ceil_of(panels, at_most(each, panels));
+    const auto chunk = [&](int c) {
+      const int first = c % parts * each;
+      project(m, &w, &a, span_of(m, a, c / parts), first, at_most(panels, first + each));
+    };
+    run_rows(part, parts * spans, chunk, row);
   };
 
-  run_rows(EMBED, tokens, [&](int t) { embed_token(m, t); },
+  const auto embed = [&](int c) { for (int t = c * TOGETHER; t < at_most(tokens, (c + 1) * TOGETHER); t++) embed_token(m, t); };
+  run_rows(EMBED, ceil_of(tokens, TOGETHER), embed,
            [&](int t) { norm_row(m, into_qkv(m, 0), t, nullptr, m->layers[0].attn_norm, true); });
   for (int l = 0; l < d.n_layers && here; l++) {
     const LayerDesc& layer = m->layers[l];
     const Act& a = into_qkv(m, l);
-    const int heads = d.n_heads + 2 * d.n_kv_heads, tiles = tiles_of(a), span = span_of(m, a), spans = ceil_of(tiles, span);
-    run(QKV, heads * spans, [&](int c) {
-      const int first = c % spans * span;
-      project_head(m, l, c / spans, first, at_most(tiles, first + span), scratch);
-    }, nothing);
+    const int heads = d.n_heads + 2 * d.n_kv_heads, spans = spans_of(m, a);
+    run(QKV, heads * spans, [&](int c) { project_head(m, l, c % heads, span_of(m, a, c / heads), scratch); }, nothing);
     const auto attend = [&](int c) { attend_block(m, l, m->blocks[c / d.n_kv_heads], c % d.n_kv_heads, scratch); };
     run_groups(ATTENTION, m->n_blocks * d.n_kv_heads, attend, into_o(m, l));
-    run_panels(O, d.hidden / PANEL, [&](int a, int b) { project(m, &layer.o, &into_o(m, l), a, b); },
-               [&](int t) { norm_row(m, into_mlp(m, l), t, layer.post_attn_norm, layer.mlp_norm, false); });
-    run_groups(GATE_UP, d.intermediate / GROUP, [&](int part) { gate_and_up(m, l, part, scratch); }, into_down(m, l));
-    const auto down = [&](int a, int b) { project(m, &layer.down, &into_down(m, l), a, b); };
+    run_panels(O, layer.o, into_o(m, l), [&](int t) { norm_row(m, into_mlp(m, l), t, layer.post_attn_norm, layer.mlp_norm, false); });
+    const Act& mlp = into_mlp(m, l);
+    const int parts = d.intermediate / GROUP;
+    const auto gate_up = [&](int c) { gate_and_up(m, l, span_of(m, mlp, c / parts), c % parts, scratch); };
+    run_groups(GATE_UP, parts * spans_of(m, mlp), gate_up, into_down(m, l));
     if (l + 1 < d.n_layers) {
       const float* next = m->layers[l + 1].attn_norm;
-      run_panels(DOWN, d.hidden / PANEL, down, [&](int t) { norm_row(m, into_qkv(m, l + 1), t, layer.post_mlp_norm, next, false); });
+      run_panels(DOWN, layer.down, into_down(m, l), [&](int t) { norm_row(m, into_qkv(m, l + 1), t, layer.post_mlp_norm, next, false); });
     } else if (m->batch.n_logits) {
-      run_panels(DOWN, d.hidden / PANEL, down, nothing_of);
+      run_panels(DOWN, layer.down, into_down(m, l), nothing_of);
       run(HEAD, m->batch.n_logits, [&](int i) { norm_last(m, layer, i); }, nothing);
     }
   }

@@ -20,7 +20,7 @@ from baseload.runtime.models import rounded_decoder
 from baseload.runtime.models.model_file import load_model
 from baseload.runtime.models.native_weights import native_weights
 
-TYPICAL, WORST = 1e-4, 0.05  # of the logits' standard deviation, in one layer: of the median row, and of the worst
+TYPICAL, WORST = 2e-4, 0.05  # of the logits' standard deviation, in one layer: of the median row, and of the worst
 WORST_OF_FIVE = 0.15
 ISAS = instruction_sets()
 FeatureSet = dict[str, Any]
