@@ -22,6 +22,7 @@ constexpr int STEP = 64;    // inputs of 8 bits that tiles multiply at once
 constexpr int PANEL = 16;   // outputs
 constexpr int MAX_TILE = 16;  // rows of activations that any kernel takes at once
 constexpr int KEYS = 64;    // of attention's inner loop, at absolute positions
+constexpr int MAX_DIM = 512;  // of a head
 
 struct Weight {
   const uint8_t* codes;
@@ -124,5 +125,5 @@ inline Precision precision_of(const Weight& w, bool fine) { return w.format == B
 // Bytes of a row of activations in any precision.
 inline int64_t act_bytes(int cols) { return 2 * ((cols + STEP - 1) / STEP * STEP); }
 
-// Floats of scratch that `attend` needs for so many query rows: accumulators, sums and maxima, and the queries in bfloat16.
-constexpr int attend_scratch(int rows, int dim) { return (rows + MAX_TILE) * (dim + 2 + dim / 2); }
+// Floats of scratch that `attend` needs for so many query rows: accumulators, sums, maxima, weights, and the queries in bfloat16.
+constexpr int attend_scratch(int rows, int dim) { return (rows + MAX_TILE) * (dim + 2 + KEYS + dim / 2); }

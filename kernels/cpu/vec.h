@@ -79,6 +79,44 @@ inline float largest(F32 v) {
 }
 #endif
 
+// The same of 16 vectors at once, each in its lane.
+#if defined(__AVX512F__)
+template <class Join>
+inline F32 across_all(const F32* v, Join join) {
+  __m512 a[8], b[4], c[2];
+  UNROLL
+  for (int i = 0; i < 8; i++)
+    a[i] = join(_mm512_shuffle_f32x4((__m512)v[i], (__m512)v[i + 8], 0x44), _mm512_shuffle_f32x4((__m512)v[i], (__m512)v[i + 8], 0xee));
+  UNROLL
+  for (int i = 0; i < 4; i++) b[i] = join(_mm512_shuffle_f32x4(a[i], a[i + 4], 0x88), _mm512_shuffle_f32x4(a[i], a[i + 4], 0xdd));
+  UNROLL
+  for (int i = 0; i < 2; i++) {
+    const __m512d x = (__m512d)b[i], y = (__m512d)b[i + 2];
+    c[i] = join((__m512)_mm512_unpacklo_pd(x, y), (__m512)_mm512_unpackhi_pd(x, y));
+  }
+  const __m512i order = _mm512_setr_epi32(0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15);
+  return (F32)_mm512_permutexvar_ps(order, join(_mm512_shuffle_ps(c[0], c[1], 0x88), _mm512_shuffle_ps(c[0], c[1], 0xdd)));
+}
+
+inline F32 sums_of(const F32* v) {
+  return across_all(v, [](__m512 a, __m512 b) __attribute__((always_inline)) { return a + b; });
+}
+inline F32 largest_of(const F32* v) {
+  return across_all(v, [](__m512 a, __m512 b) __attribute__((always_inline)) { return _mm512_max_ps(a, b); });
+}
+#else
+inline F32 sums_of(const F32* v) {
+  F32 all;
+  for (int i = 0; i < LANES; i++) all[i] = sum(v[i]);
+  return all;
+}
+inline F32 largest_of(const F32* v) {
+  F32 all;
+  for (int i = 0; i < LANES; i++) all[i] = largest(v[i]);
+  return all;
+}
+#endif
+
 inline void store_bytes(int8_t* to, I32 v) {  // what fits a byte
 #if defined(__AVX512F__)
   _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8((__m512i)v));
