@@ -79,6 +79,7 @@ struct AttendArgs {
   int32_t token0, n_tokens, position0;            // neighbouring tokens of one sequence
   int32_t window;
   float scale, softcap;
+  const AttendArgs* next;  // what this thread will probably be asked next; or null
 };
 
 struct Best {  // of one row, over some outputs

@@ -122,25 +122,32 @@ void project_head(Model* m, int l, int head, Span span, float* temp) {
   }
 }
 
-void attend_block(Model* m, int l, const Block& block, int head, float* scratch) {
+AttendArgs attention_of(const Model* m, int l, int chunk) {
   const ModelDesc& d = m->desc;
-  const int group = d.n_heads / d.n_kv_heads;
-  const AttendArgs args = {m->q,
-                           page_part(m, 0, l, head),
-                           (int64_t)d.n_layers * d.n_kv_heads * 4 * d.page_size * d.head_dim,
-                           (int64_t)2 * d.page_size * d.head_dim,
-                           m->batch.page_tables + (int64_t)block.row * m->batch.pages_wide,
-                           d.page_size,
-                           d.head_dim,
-                           d.n_heads,
-                           group,
-                           head * group,
-                           block.token,
-                           block.n_tokens,
-                           block.position,
-                           m->layers[l].window,
-                           d.attn_scale,
-                           d.attn_softcap};
+  const int group = d.n_heads / d.n_kv_heads, head = chunk % d.n_kv_heads;
+  const Block& block = m->blocks[chunk / d.n_kv_heads];
+  return {m->q,
+          page_part(m, 0, l, head),
+          (int64_t)d.n_layers * d.n_kv_heads * 4 * d.page_size * d.head_dim,
+          (int64_t)2 * d.page_size * d.head_dim,
+          m->batch.page_tables + (int64_t)block.row * m->batch.pages_wide,
+          d.page_size,
+          d.head_dim,
+          d.n_heads,
+          group,
+          head * group,
+          block.token,
+          block.n_tokens,
+          block.position,
+          m->layers[l].window,
+          d.attn_scale,
+          d.attn_softcap,
+          nullptr};
+}
+
+void attend_chunk(const Model* m, int l, int chunk, float* scratch) {
+  AttendArgs args = attention_of(m, l, chunk), next;
+  if (chunk + 1 < m->n_blocks * m->desc.n_kv_heads) args.next = &(next = attention_of(m, l, chunk + 1));
   m->ops->attend(&args, &into_o(m, l), scratch);
 }
 
@@ -253,7 +260,7 @@ void walk(Job* job, uint32_t number, int thread) {
     const Act& a = into_qkv(m, l);
     const int heads = d.n_heads + 2 * d.n_kv_heads, spans = spans_of(m, a);
     run(QKV, heads * spans, [&](int c) { project_head(m, l, c % heads, span_of(m, a, c / heads), scratch); }, nothing);
-    const auto attend = [&](int c) { attend_block(m, l, m->blocks[c / d.n_kv_heads], c % d.n_kv_heads, scratch); };
+    const auto attend = [&](int c) { attend_chunk(m, l, c, scratch); };
     run_groups(ATTENTION, m->n_blocks * d.n_kv_heads, attend, into_o(m, l));
     run_panels(O, layer.o, into_o(m, l), [&](int t) { norm_row(m, into_mlp(m, l), t, layer.post_attn_norm, layer.mlp_norm, false); });
     const Act& mlp = into_mlp(m, l);
