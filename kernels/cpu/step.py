@@ -21,7 +21,7 @@ from .pack import GROUP, Layout, Packed
 Array = NDArray[Any]
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}
 PARTS = ("embed", "qkv", "attention", "o", "gate_up", "down", "head")  # step.h's Part
-QKV_INPUTS, DOWN_INPUTS, ALL_INPUTS = 1, 8, 15
+QKV_INPUTS, ALL_INPUTS = 1, 15
 FIRST_LAYERS = 3
 PAGE_QUANTUM = 16  # keys lie in blocks of so many
 
@@ -59,16 +59,14 @@ def layout_of(isa: str) -> Layout:
     return Layout.TILES if (isa or native.instruction_sets()[0]) == "amx" else Layout.DOTS
 
 
-def fine_inputs(layer: int, n_layers: int, layout: Layout) -> int:
+def fine_inputs(layer: int, n_layers: int) -> int:
     """Which linears of a layer take activations of 16 bits (step.h's LayerDesc.fine); all others take 8. With tiles, which take
     weights of 16 bits.
 
     Rounding hurts most where attention's scores come from, in the first layers, whose errors all others build on, and in the
     last, after which nothing averages them out. On SmolLM2-135M this takes two thirds off the divergence from unrounded
-    activations, for a fifth more products. With tiles it takes ... off that of 8 bits everywhere.
+    activations, for a fifth more products; with tiles, over half off that from unrounded weights, for a seventh more.
     """
-    if layout == Layout.TILES:
-        return QKV_INPUTS | DOWN_INPUTS
     return ALL_INPUTS if layer < FIRST_LAYERS or layer == n_layers - 1 else QKV_INPUTS
 
 
@@ -157,7 +155,7 @@ class NativeStep:
 
     def _layer(self, i: int, weights: NativeWeights, ropes: "_Ropes") -> native.Layer:
         at = f"layers.{i}."
-        layer = native.Layer(window=self.spec.layers[i].window, fine=fine_inputs(i, self.spec.n_layers, layout_of(self.isa)))
+        layer = native.Layer(window=self.spec.layers[i].window, fine=fine_inputs(i, self.spec.n_layers))
         for name in native.LINEARS:
             setattr(layer, name, _weight(weights.linears[at + name]))
         layer.cos, layer.sin = (_at(table) for table in ropes.of(i))

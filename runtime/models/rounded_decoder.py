@@ -28,7 +28,7 @@ class RoundedDecoder(Decoder):
 
         layout = weights.linears["embed"].layout
         for i, layer in enumerate(self._layers):
-            fine, at = fine_inputs(i, spec.n_layers, layout), f"layers.{i}."
+            fine, at = fine_inputs(i, spec.n_layers), f"layers.{i}."
             self._layers[i] = replace(
                 layer,
                 qkv=linear(layer.qkv, (at + "q", at + "k", at + "v"), fine & QKV),
