@@ -1,7 +1,7 @@
 """kernels/reference.py's operations with the native step's roundings (kernels/cpu): its oracle. Sums are float32.
 
-Only what rounds stands here: linears, whose inputs (with tiles, weights too) become integers or bfloat16, and attention, whose queries, keys, values and
-weights become bfloat16. All other operations are reference.py's own.
+Only what rounds stands here: linears, whose inputs (with tiles, weights too) become integers or bfloat16, and attention, whose
+queries, keys, values and weights become bfloat16. All other operations are reference.py's own.
 """
 
 from collections.abc import Callable
@@ -87,7 +87,7 @@ def fine(x: torch.Tensor) -> torch.Tensor:
 
 
 def quantise_row(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """x [T, in] in steps of 16 bits of the row's largest magnitude / 32512: integers, and what one of them stands for [T, 1]."""
+    """x [T, in] in steps of the row's largest magnitude / 32512: integers, and what one of them stands for [T, 1]."""
     peak = x.abs().amax(-1, keepdim=True)
     return (x * _inverse(32512, peak)).round(), peak * torch.tensor(1 / 32512)
 
@@ -98,7 +98,7 @@ def low_byte(integers: torch.Tensor) -> torch.Tensor:
 
 
 def tile_inputs(x: torch.Tensor) -> torch.Tensor:
-    """x [T, in] as quantise_row has it; then, negative, the low bytes thereof, which are not multiplied by weights' low bytes."""
+    """x [T, in] as quantise_row has it; then, negative, its low bytes, which are not multiplied by weights' low bytes."""
     integers, step = quantise_row(x)
     return torch.cat((integers * step, -low_byte(integers) * step), -1)
 

@@ -24,6 +24,8 @@ PARTS = ("embed", "qkv", "attention", "o", "gate_up", "down", "head")  # step.h'
 QKV_INPUTS, ALL_INPUTS = 1, 15
 FIRST_LAYERS = 3
 PAGE_QUANTUM = 16  # keys lie in blocks of so many
+LARGEST_HEAD = 512  # ops.h's MAX_DIM
+LONGEST_SUM = 1 << 16  # with tiles: of 2 * 127 * 128 each, in 32 bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,10 @@ def unsupported(spec: DecoderSpec, page_size: int) -> str | None:
     odd = [n for n in ("hidden", "head_dim", "intermediate") if getattr(spec, n) % GROUP]
     if odd:
         return f"{odd[0]} {getattr(spec, odd[0])} is not a multiple of {GROUP}"
+    if spec.head_dim > LARGEST_HEAD:
+        return f"heads of {spec.head_dim} dimensions; at most {LARGEST_HEAD}"
+    if (longest := max(spec.hidden, spec.intermediate, spec.n_heads * spec.head_dim)) > LONGEST_SUM:
+        return f"a product sums up {longest} inputs; at most {LONGEST_SUM}"
     if page_size % PAGE_QUANTUM:
         return f"page size {page_size} is not a multiple of {PAGE_QUANTUM}"
     return None
