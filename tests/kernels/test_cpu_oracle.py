@@ -153,6 +153,14 @@ def oracle_gaps(oracle, rows, prompts: list[int], dealt) -> np.ndarray:
     return np.concatenate(gaps)
 
 
+@pytest.mark.parametrize(
+    "changes", [{"hidden": 80}, {"head_dim": 48}, {"head_dim": 544}, {"intermediate": 65568}, {"n_heads": 4096}]
+)
+def test_a_decoder_of_odd_or_too_large_sizes_is_refused(changes, kit):
+    assert cpu_step.unsupported(kit.spec(), 16) is None and cpu_step.unsupported(kit.spec(), 24)
+    assert cpu_step.unsupported(kit.spec(**changes), 16)
+
+
 PROMPTS = (
     "The capital of France is",
     "Once upon a time, in a village by the sea,",
