@@ -150,12 +150,13 @@ class StreamRenderer:
     def _argue(self, event: ToolCallDelta) -> list[dict[str, Any]]:
         out: list[dict[str, Any]] = []
         if self._open != f"call {event.call}":
-            self._call = ToolCall(event.id or f"call_{self._key}{event.call}", event.name or "", "")
-            item = call_item(self._call, self._tools.get(self._call.name))
+            call = ToolCall(event.id or f"call_{self._key}{event.call}", event.name or "", "")
+            item = call_item(call, self._tools.get(call.name))
             freeform = item["type"] == "custom_tool_call"
             if freeform:
                 item["input"] = ""
             out = self._add(f"call {event.call}", "ctc" if freeform else "fc", **item)
+            self._call = call
         if not event.arguments:
             return out
         self._text.append(event.arguments)
