@@ -258,6 +258,8 @@ def _conversation(request: ChatRequest) -> dict[str, Any]:
 
 def _meaning(request: ChatRequest) -> dict[str, Any]:
     p, body = request.sampling, _conversation(request)
+    if p.n > 1:
+        raise bad("n", "must be 1 for this supplier, whose protocol has one answer")
     optional = {
         "max_tokens": p.max_tokens,
         # Newer models take the one or the other, and neither beside thinking: what says nothing is left out.

@@ -124,6 +124,8 @@ def render_request(request: ChatRequest, model: str, drop: Sequence[str] = ()) -
 
 def _meaning(request: ChatRequest) -> dict[str, Any]:
     p, format_ = request.sampling, request.response_format
+    if p.n > 1:
+        raise bad("n", "must be 1 for this supplier, whose protocol has one answer")
     body: dict[str, Any] = {"input": render_input(request.messages, request.tools)}
     optional = {
         "max_output_tokens": p.max_tokens,

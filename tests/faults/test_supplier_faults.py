@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -42,28 +43,83 @@ def status(code: int, *headers: str, body: bytes = b'{"error": {"message": "secr
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-# name -> (what is sent, whether the connection is then cut, left open, or closed)
-FAULTS: dict[str, tuple[bytes, str]] = {
-    "reset before a byte": (b"", "reset"),
-    "closed before a byte": (b"", "close"),
-    "500": (status(500), "close"),
-    "529": (status(529), "close"),
-    "429": (status(429, "retry-after: 0"), "close"),
-    "200 with an error object": (status(200), "close"),
-    "200 with html": (status(200, body=b"<html>"), "close"),
-    "redirect": (status(302, "location: http://127.0.0.1:1/"), "close"),
-    "error in the stream": (HEAD + b'data: {"error": {"message": "overloaded"}}\n\n', "close"),
-    "cut after some words": (HEAD + chunk("hel"), "reset"),
-    "no finish": (HEAD + chunk("hel") + DONE, "close"),
-    "stall before a word": (HEAD, "stall"),
-    "stall after a word": (HEAD + chunk("hel"), "stall"),
-    "no headers": (b"", "stall"),
-    "garbage events": (HEAD + b"data: {nonsense\n\n", "close"),
-    "garbage bytes": (b"\x00\xff" * 100, "close"),
-    "an endless line": (HEAD + b"data: " + b"x" * (3 << 20), "close"),
-    "compressed": (HEAD.replace(b"\r\n\r\n", b"\r\ncontent-encoding: gzip\r\n\r\n") + b"\x1f\x8b", "close"),
-    "negative usage": (HEAD + b'data: {"usage": {"prompt_tokens": -1}, "choices": []}\n\n', "close"),
+@dataclass(frozen=True)
+class Speech:
+    """How a protocol's server says a word, ends well, and misbehaves in its own ways."""
+
+    word: bytes
+    end: bytes
+    in_stream_error: bytes
+    bad_usage: bytes
+
+    @property
+    def good(self) -> bytes:
+        return HEAD + self.word + self.end
+
+
+def event(**fields: Any) -> bytes:
+    return b"data: " + json.dumps(fields).encode() + b"\n\n"
+
+
+def _messages() -> Speech:
+    begin = event(type="message_start", message={"usage": {"input_tokens": 3}})
+    block = event(type="content_block_start", index=0, content_block={"type": "text", "text": ""})
+    delta = event(type="content_block_delta", index=0, delta={"type": "text_delta", "text": "hello"})
+    stop = event(type="message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": 2})
+    error = event(type="error", error={"type": "overloaded_error", "message": "overloaded"})
+    wrong = event(type="message_start", message={"usage": {"input_tokens": -3}})
+    return Speech(begin + block + delta, stop + event(type="message_stop"), error, wrong)
+
+
+def _responses() -> Speech:
+    delta = event(type="response.output_text.delta", delta="hello")
+    usage = {"input_tokens": 3, "output_tokens": 2}
+    error = event(type="response.failed", response={"error": {"code": "server_error", "message": "overloaded"}})
+    wrong = event(type="response.completed", response={"usage": {"input_tokens": -3}})
+    return Speech(delta, event(type="response.completed", response={"status": "completed", "usage": usage}), error, wrong)
+
+
+SPEECHES = {
+    "openai_chat": Speech(
+        chunk("hello"),
+        chunk("", "stop") + USAGE + DONE,
+        b'data: {"error": {"message": "overloaded"}}\n\n',
+        b'data: {"usage": {"prompt_tokens": -1}, "choices": []}\n\n',
+    ),
+    "openai_responses": _responses(),
+    "anthropic_messages": _messages(),
 }
+
+
+def faults(of: Speech) -> dict[str, tuple[bytes, str]]:
+    """name -> (what is sent, whether the connection is then cut, left open, or closed)"""
+    return {
+        "reset before a byte": (b"", "reset"),
+        "closed before a byte": (b"", "close"),
+        "500": (status(500), "close"),
+        "503": (status(503), "close"),
+        "529": (status(529), "close"),
+        "429": (status(429), "close"),
+        "429 with a pause": (status(429, "retry-after: 0"), "close"),
+        "200 with an error object": (status(200), "close"),
+        "200 with html": (status(200, body=b"<html>"), "close"),
+        "redirect": (status(302, "location: http://127.0.0.1:1/"), "close"),
+        "error in the stream": (HEAD + of.in_stream_error, "close"),
+        "cut after some words": (HEAD + of.word, "reset"),
+        "no finish": (HEAD + of.word + DONE, "close"),
+        "stall before a word": (HEAD, "stall"),
+        "stall after a word": (HEAD + of.word, "stall"),
+        "no headers": (b"", "stall"),
+        "garbage events": (HEAD + b"data: {nonsense\n\n", "close"),
+        "garbage bytes": (b"\x00\xff" * 100, "close"),
+        "an endless line": (HEAD + b"data: " + b"x" * (3 << 20), "close"),
+        "compressed": (HEAD.replace(b"\r\n\r\n", b"\r\ncontent-encoding: gzip\r\n\r\n") + b"\x1f\x8b", "close"),
+        "negative usage": (HEAD + of.bad_usage, "close"),
+    }
+
+
+FAULTS = faults(SPEECHES["openai_chat"])
+CASES = [(protocol, fault) for protocol in SPEECHES for fault in FAULTS]
 
 
 class Upstream:
@@ -93,11 +149,14 @@ class Upstream:
 
 
 @asynccontextmanager
-async def upstream(*scripts: tuple[bytes, str]) -> AsyncGenerator[tuple[Upstream, HttpBackend], None]:
+async def upstream(
+    *scripts: tuple[bytes, str], protocol: str = "openai_chat"
+) -> AsyncGenerator[tuple[Upstream, HttpBackend], None]:
     source = Upstream(list(scripts))
     server = await asyncio.start_server(source.serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    at = Connection("acme", f"http://127.0.0.1:{port}/v1", first_byte_s=0.3, connect_s=0.3, between_bytes_s=0.3)
+    url = f"http://127.0.0.1:{port}/v1"
+    at = Connection("acme", url, protocol, first_byte_s=0.3, connect_s=0.3, between_bytes_s=0.3)
     backend = HttpBackend(at, [ModelInfo("acme/big", 9000, local=False)], Egress(frozenset(), nobody))
     try:
         yield source, backend
@@ -137,18 +196,28 @@ async def test_two_finishes_are_one():
         assert ends(await collect(backend.generate(REQUEST))) == [Finish]
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-async def test_every_fault_ends_in_one_failure(fault: str):
-    async with upstream(FAULTS[fault]) as (_, backend):
+@pytest.mark.parametrize("protocol", SPEECHES)
+async def test_each_protocols_good_answer(protocol: str):
+    async with upstream((SPEECHES[protocol].good, "close"), protocol=protocol) as (source, backend):
+        events = await collect(backend.generate(REQUEST))
+        assert "".join(e.text for e in events if isinstance(e, TextDelta)) == "hello"
+        assert events[-2:] == [Usage(3, 2), Finish("stop")]
+        assert source.bodies[0]["model"] == "big" and source.bodies[0]["stream"] is True
+
+
+@pytest.mark.parametrize(("protocol", "fault"), CASES)
+async def test_every_fault_ends_in_one_failure(protocol: str, fault: str):
+    async with upstream(faults(SPEECHES[protocol])[fault], protocol=protocol) as (_, backend):
         async with asyncio.timeout(5):
             events = await collect(backend.generate(REQUEST))
     assert ends(events) == [Failure] and isinstance(events[-1], Failure)
-    assert events[-1].status in (429, 502) and len(events[-1].message) < 300
+    assert events[-1].status in (429, 502, 503) and len(events[-1].message) < 300
 
 
-async def test_64_streams_over_all_faults_end_once_each():
-    names = list(FAULTS)
-    async with upstream(*[FAULTS[names[i % len(names)]] for i in range(64)]) as (_, backend):
+@pytest.mark.parametrize("protocol", SPEECHES)
+async def test_64_streams_over_all_faults_end_once_each(protocol: str):
+    known = list(faults(SPEECHES[protocol]).values())
+    async with upstream(*[known[i % len(known)] for i in range(64)], protocol=protocol) as (_, backend):
         async with asyncio.timeout(20):
             streams = await asyncio.gather(*[collect(backend.generate(REQUEST)) for _ in range(64)])
     assert all(len(ends(events)) == 1 for events in streams)
