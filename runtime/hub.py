@@ -6,7 +6,6 @@ and follows redirects unasked, so the bytes are fetched here: every host is aske
 
 from __future__ import annotations
 
-import fnmatch
 import os
 import shutil
 from collections.abc import Callable, Iterable
@@ -18,15 +17,9 @@ from urllib.parse import urljoin
 
 from ..wire.errors import BaseloadError
 from .pypi import hosts
-from .transfer import Leave, Progress, StoreError, digest, need_space, size_now
+from .transfer import Leave, Progress, StoreError, digest, is_wanted, need_space, size_now
 
-FOLDER_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")  # no pickles, no code
 REDIRECTS = 5
-
-
-def is_wanted(name: str) -> bool:
-    """Whether a file belongs to a safetensors model."""
-    return any(fnmatch.fnmatch(name, glob) for glob in FOLDER_FILES)
 
 
 @dataclass(frozen=True)

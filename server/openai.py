@@ -35,18 +35,22 @@ async def completions(request: Request) -> Response:
 @routes.get("/v1/models")
 async def list_models(request: Request) -> Response:
     """The names that a request may ask for."""
-    life: Life = request.app.state.life
-    return json_reply({"object": "list", "data": [_model(info) for info in life.require().router.models()]})
+    return json_reply({"object": "list", "data": [_model(info) for info in _models(request)]})
 
 
 @routes.get("/v1/models/{name:path}")
 async def get_model(request: Request, name: str) -> Response:
     """One of them."""
-    life: Life = request.app.state.life
-    for info in life.require().router.models():
+    for info in _models(request):
         if info.id == name:
             return json_reply(_model(info))
     raise ModelNotFound("There is no such model.", param="model")
+
+
+def _models(request: Request) -> list[ModelInfo]:
+    life: Life = request.app.state.life
+    services = life.require()
+    return [*services.router.models(), *(ModelInfo(name, one.longest) for name, one in services.embedders.items())]
 
 
 def _model(info: ModelInfo) -> dict[str, Any]:

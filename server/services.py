@@ -46,6 +46,15 @@ class Engine(Protocol):
     def stats(self) -> Any: ...
 
 
+class Embedder(Protocol):
+    """runtime.embedder.Embedder, as far as the server knows it."""
+
+    @property
+    def longest(self) -> int: ...
+    async def embed(self, inputs: Sequence[Any], /) -> tuple[Any, int]: ...
+    async def rank(self, query: str, documents: Sequence[str], /) -> tuple[list[float], str, int]: ...
+
+
 class Ledger(Protocol):
     """ledger.Ledger, as far as the server knows it."""
 
@@ -64,6 +73,7 @@ class Services:
     router: Router
     ledger: Ledger | None = None
     engines: Callable[[], Mapping[str, Engine]] = dict  # of the models that are loaded now, by name
+    embedders: Mapping[str, Embedder] = field(default_factory=dict)  # by name
     jobs: Mapping[str, Job] = field(default_factory=dict)
     close: Callable[[], Awaitable[None]] = nothing_to_close
 

