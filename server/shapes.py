@@ -32,7 +32,7 @@ OPENAI = Shape(openai_chat.render_error, openai_chat.render_failure, done=sse.da
 ANTHROPIC = Shape(anthropic_messages.render_error, anthropic_messages.render_failure, sse.named_event, anthropic_messages.PING)
 # Before its first byte an answer's failure has OpenAI's shape, within a stream one of its own.
 RESPONSES = Shape(
-    openai_chat.render_error, openai_chat.render_failure, sse.named_event, openai_responses.PING,
+    openai_responses.render_error, openai_responses.render_failure, sse.named_event, openai_responses.PING,
     cut=responses_stream.render_cut,
 )  # fmt: skip
 

@@ -24,11 +24,14 @@ from .chat import (
     ToolCallDelta,
 )
 from .fields import bad, integer, number, read
-from .openai_chat import headers, model_name, parse_usage
+from .openai_chat import headers, model_name, parse_usage, render_error, render_failure
 from .responses_items import joined, parse_input, parse_tool_choice, parse_tools, render_input, render_tools
 from .responses_stream import StreamRenderer, render_whole
 
-__all__ = ["PROTOCOL", "StreamParser", "StreamRenderer", "headers", "parse_request", "render_request"]
+__all__ = [
+    "PING", "PROTOCOL", "StreamParser", "StreamRenderer", "headers", "parse_request", "parse_response", "path", "render_error",
+    "render_failure", "render_request", "render_response",
+]  # fmt: skip
 
 PROTOCOL = "openai_responses"
 PING = b'event: ping\ndata: {"type":"ping"}\n\n'  # a comment would not keep Codex waiting
@@ -155,10 +158,10 @@ def _meaning(request: ChatRequest) -> dict[str, Any]:
 
 
 class StreamParser:
-    """Chunks to events. `feed` takes the text of one `data:` line; `close` says what its silence means."""
+    """Chunks to events. `feed` takes the text of one `data:` line; `close` says what its silence means. There is one choice,
+    whatever `n` is."""
 
     def __init__(self, n: int) -> None:
-        self._n = n  # always one here
         self._calls: dict[int, int] = {}  # by output index
         self._argued: set[int] = set()
         self.ended = False

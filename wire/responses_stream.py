@@ -67,6 +67,7 @@ class StreamRenderer:
         self._open: str | None = None  # the kind of item being written, with a call's number
         self._item: dict[str, Any] = {}
         self._text: list[str] = []
+        self._logprobs: list[dict[str, Any]] = []
         self._call = ToolCall("", "", "")
         self._before = b""  # of a plain text's event
         self._begun = self._ended = False
@@ -84,7 +85,7 @@ class StreamRenderer:
         match event:
             case Usage():
                 self._usage = event
-                return self._begin()
+                return self.begin()
             case TextDelta():
                 return self._say(event)
             case ReasoningDelta():
@@ -102,7 +103,8 @@ class StreamRenderer:
         self._number += 1
         return {"type": f"response.{kind}", **fields, "sequence_number": self._number}
 
-    def _begin(self) -> list[dict[str, Any]]:
+    def begin(self) -> list[dict[str, Any]]:
+        """The chunks that come before any other, a sign of life too; [] once they have gone."""
         if self._begun:
             return []
         self._begun = True
@@ -114,9 +116,9 @@ class StreamRenderer:
 
     def _add(self, open: str, prefix: str, **item: Any) -> list[dict[str, Any]]:
         """A new item, after the end of the one before."""
-        out = [*self._begin(), *self._end_item()]
+        out = [*self.begin(), *self._end_item()]
         n = len(self.response["output"])
-        self._open, self._text = open, []
+        self._open, self._text, self._logprobs = open, [], []
         self._item = {"id": f"{prefix}_{self._key}{n}", **item, "status": "in_progress"}
         return [*out, self._chunk("output_item.added", output_index=n, item=dict(self._item))]
 
@@ -132,6 +134,7 @@ class StreamRenderer:
             self._before = b"event: response.output_text.delta\ndata: " + orjson.dumps(head)[:-1] + b',"delta":'
         self._text.append(event.text)
         logprobs = [_logprob(lp) for lp in event.logprobs]
+        self._logprobs += logprobs
         return [*out, self._chunk("output_text.delta", **self._at, content_index=0, delta=event.text, logprobs=logprobs)]
 
     def _reason(self, event: ReasoningDelta) -> list[dict[str, Any]]:
@@ -170,8 +173,8 @@ class StreamRenderer:
         text, at, out = "".join(self._text), self._at, list[dict[str, Any]]()
         match self._item["type"]:
             case "message":
-                part = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
-                out.append(self._chunk("output_text.done", **at, content_index=0, text=text, logprobs=[]))
+                part = {"type": "output_text", "text": text, "annotations": [], "logprobs": self._logprobs}
+                out.append(self._chunk("output_text.done", **at, content_index=0, text=text, logprobs=self._logprobs))
                 out.append(self._chunk("content_part.done", **at, content_index=0, part=part))
                 self._item["content"] = [part]
             case "reasoning":
@@ -198,7 +201,7 @@ class StreamRenderer:
         if self._ended:
             return []
         self._ended = True
-        out = [*self._begin(), *self._end_item()]
+        out = [*self.begin(), *self._end_item()]
         reason = INCOMPLETE.get(event.reason)
         status = "incomplete" if reason else "completed"
         details = {"reason": reason} if reason else None
@@ -207,7 +210,7 @@ class StreamRenderer:
 
     def _fail(self, failure: Failure) -> list[dict[str, Any]]:
         self._ended = True
-        out = self._begin()
+        out = self.begin()
         code = {429: "rate_limit_exceeded"}.get(failure.status, failure.code or "server_error")
         self.response |= {"status": "failed", "error": {"code": code, "message": failure.message}}
         return [*out, self._chunk("failed", response=dict(self.response))]

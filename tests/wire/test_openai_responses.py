@@ -19,6 +19,7 @@ from baseload.wire.chat import (
     ReasoningDelta,
     Text,
     TextDelta,
+    TokenLogprob,
     ToolCall,
     ToolCallDelta,
     ToolResult,
@@ -119,6 +120,14 @@ def test_the_order_of_thought_and_calls():
     assert (add["type"], add["call_id"], add["arguments"]) == ("function_call", "c0", '{"a":1}')
     assert (patch["type"], patch["input"]) == ("custom_tool_call", "xy")
     assert (spawn["namespace"], spawn["name"]) == ("agents", "spawn")
+
+
+def test_probabilities_of_tokens_come_where_they_were_asked_for():
+    entry = TokenLogprob("He", -0.5, b"He", 7, (TokenLogprob("He", -0.5, b"He", 7),))
+    events = [TextDelta("He", tokens=1, logprobs=(entry,)), Usage(1, 1), Finish("stop")]
+    whole = render_response(parse_request(body(top_logprobs=1)), events, "resp_1", 1, "m")
+    wanted = {"token": "He", "logprob": -0.5, "bytes": [72, 101]}
+    assert whole["output"][0]["content"][0]["logprobs"] == [{**wanted, "top_logprobs": [wanted]}]
 
 
 def test_a_cut_answer_is_incomplete():
