@@ -52,10 +52,12 @@ class LocalBackend:
         longest: int,
         created: int = 0,
         sampling: Mapping[str, float] | None = None,
+        max_output: int = 0,
     ) -> None:
         """`lend` gives the engine that runs `model`, loading it if need be; `name` is what clients call it, `longest` the
         longest sequence in tokens, `created` its unix time, `sampling` what holds where a client says nothing (else the
-        model's own generation_config.json does)."""
+        model's own generation_config.json does), `max_output` the longest answer in tokens (0: what the context leaves)."""
+        self._max_output = max_output
         own = model.config.default_sampling if sampling is None else sampling
         self._sampling = {name: own[name] for name in OWN_SAMPLING if own.get(name) is not None}
         self._model, self._lend, self._longest = model, lend, longest
@@ -155,7 +157,8 @@ class LocalBackend:
     def _as_asked(self, request: ChatRequest) -> SamplingParams:
         """What the client said of sampling, and the model's own wish where it said nothing."""
         unsaid = {name: value for name, value in self._sampling.items() if name not in request.body}
-        return replace(request.sampling, **unsaid)
+        most, asked = self._max_output, request.sampling.max_tokens
+        return replace(request.sampling, max_tokens=min(asked or most, most) if most else asked, **unsaid)
 
     def _echo(self, request: ChatRequest, prompt: Sequence[int]) -> str:
         return request.prompt if isinstance(request.prompt, str) else self._model.tokenizer.decode(prompt)

@@ -75,7 +75,8 @@ async def build_services(settings: Settings, files: Sequence[tuple[str, Path]]) 
             known = catalogue().get(name)
             wishes = known.sampling if known else None
             lend = partial(shelf.lend, name)
-            local.append(LocalBackend(opened.model, lend, name, opened.longest, sampling=wishes))
+            most = settings.engine.max_output
+            local.append(LocalBackend(opened.model, lend, name, opened.longest, sampling=wishes, max_output=most))
         async with shelf.lend(chat[0][0]):
             pass
         for name, profile in profiles.items():

@@ -70,6 +70,7 @@ class EngineSettings:
     max_batch: int = bounded(64, 1, 4096)  # sequences in one step
     token_budget: int = bounded(512, 1, 1_048_576)  # tokens in one step
     max_guess: int = bounded(8, 0, 64)  # tokens guessed ahead from the text so far, where that pays; 0: none
+    max_output: int = bounded(0, 0, 1_048_576)  # tokens of an answer, whatever is asked; 0: what the context leaves
     max_queue: int = bounded(256, 0, 1_048_576)  # waiting requests; more are refused with 429
     watchdog_s: float = bounded(10.0, 0.1, 3600)  # a step that takes longer is stuck
     threads: int = bounded(0, 0, 4096)  # 0: one per core

@@ -90,7 +90,7 @@ ASK = """
 import sys, json, urllib.request as u, urllib.error
 schema = {"type": "object", "required": ["capital"], "properties": {"capital": {"const": "Paris"}}}
 body = {"model": "auto", "max_tokens": 8, "temperature": 0, "messages": [{"role": "user", "content": "Write a poem."}],
-        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}}
+        "baseload": {"checks": [{"type": "json_schema", "schema": schema}]}}
 r = u.Request(sys.argv[1] + "/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"})
 try:
     a = u.urlopen(r, timeout=120)

@@ -17,7 +17,7 @@ ASK = {
     "temperature": 0,
     "max_tokens": 12,
     "messages": [{"role": "user", "content": "Write a poem about the sea."}],
-    "response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA}},
+    "baseload": {"checks": [{"type": "json_schema", "schema": SCHEMA}]},  # a response_format would be kept to
 }
 
 
@@ -109,7 +109,7 @@ def test_a_failed_schema_is_escalated_with_the_evidence(open_server: Any, suppli
 
     asked, key = supplier.asked[-1]
     assert len(supplier.asked) == before + 1 and key == "Bearer sk-stand-in"
-    assert asked["model"] == "big" and asked["response_format"] == ASK["response_format"]
+    assert asked["model"] == "big" and "baseload" not in asked
     assert asked["messages"][0] == ASK["messages"][0]
     assert asked["messages"][1]["role"] == "assistant" and "not valid JSON" in asked["messages"][2]["content"]
     # The watch on the server's sockets sees this call, so its silence below means something.
@@ -126,7 +126,9 @@ def test_a_failed_schema_is_escalated_with_the_evidence(open_server: Any, suppli
 
 def test_a_request_may_forbid_it_and_local_never_leaves(open_server: Any, supplier: Supplier):
     before = supplier.connections, len(supplier.asked)
-    status, answer, _ = open_server.call("/v1/chat/completions", ASK | {"baseload": {"allow_suppliers": False}})
+    status, answer, _ = open_server.call(
+        "/v1/chat/completions", ASK | {"baseload": {**ASK["baseload"], "allow_suppliers": False}}
+    )
     assert (status, answer["error"]["type"]) == (403, "permission_error")
     status, answer, _ = open_server.call("/v1/chat/completions", ASK | {"model": "local"})
     assert status == 200 and answer["choices"][0]["message"]["content"] != ANSWER
