@@ -2,7 +2,8 @@
 
 The text is prose out of Python's own manual (`pydoc_data.topics`), cut into sequences of 512 tokens. Each is computed by the
 torch decoder with the file's weights dequantised to float32, and by the native step with every instruction set; all tokens but
-a sequence's first are predicted. The difference is the native step's alone: its activations of 8 and 16 bits, and its bfloat16.
+a sequence's first are predicted. The difference is the native step's alone: its activations of 8 and
+16 bits (with tiles its weights), and its bfloat16.
 """
 
 from __future__ import annotations
