@@ -19,7 +19,7 @@ routes = APIRouter()
 async def embeddings(request: Request) -> Response:
     """Texts to vectors."""
     ask = wire.parse_embeddings(await read_object(request))
-    vectors, tokens = await _embedder(request, ask.model).embed(ask.inputs)
+    vectors, tokens = await embedder(request, ask.model).embed(ask.inputs)
     _notes(request).prompt_tokens = tokens
     return json_reply(wire.render_embeddings(ask, vectors, tokens))
 
@@ -29,14 +29,14 @@ async def embeddings(request: Request) -> Response:
 async def rerank(request: Request) -> Response:
     """Documents in the order of their use for a query."""
     ask = wire.parse_rerank(await read_object(request))
-    scores, method, tokens = await _embedder(request, ask.model).rank(ask.query, ask.documents)
+    scores, method, tokens = await embedder(request, ask.model).rank(ask.query, ask.documents)
     notes = _notes(request)
     notes.prompt_tokens = tokens
     return json_reply(wire.render_rerank(ask, scores, method, f"rerank-{notes.request_id}", tokens))
 
 
-def _embedder(request: Request, name: str) -> Embedder:
-    """Raises ModelNotFound."""
+def embedder(request: Request, name: str) -> Embedder:
+    """The encoder of that name. Raises ModelNotFound."""
     found = request.app.state.life.require().embedders
     if name not in found:
         known = f"; there is {', '.join(found)}" if found else ": none is served (baseload serve --model NAME --model ENCODER)"

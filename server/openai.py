@@ -35,19 +35,20 @@ async def completions(request: Request) -> Response:
 @routes.get("/v1/models")
 async def list_models(request: Request) -> Response:
     """The names that a request may ask for."""
-    return json_reply({"object": "list", "data": [_model(info) for info in _models(request)]})
+    return json_reply({"object": "list", "data": [_model(info) for info in known_models(request)]})
 
 
 @routes.get("/v1/models/{name:path}")
 async def get_model(request: Request, name: str) -> Response:
     """One of them."""
-    for info in _models(request):
+    for info in known_models(request):
         if info.id == name:
             return json_reply(_model(info))
     raise ModelNotFound("There is no such model.", param="model")
 
 
-def _models(request: Request) -> list[ModelInfo]:
+def known_models(request: Request) -> list[ModelInfo]:
+    """All models that may be asked for, encoders too."""
     life: Life = request.app.state.life
     services = life.require()
     return [*services.router.models(), *(ModelInfo(name, one.longest) for name, one in services.embedders.items())]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..wire import anthropic_messages, openai_chat, openai_responses, responses_stream, sse
+from ..wire import anthropic_messages, ollama, openai_chat, openai_responses, responses_stream, sse
 from ..wire.chat import Failure
 from ..wire.errors import BaseloadError
 
@@ -35,8 +35,11 @@ RESPONSES = Shape(
     openai_responses.render_error, openai_responses.render_failure, sse.named_event, openai_responses.PING,
     cut=responses_stream.render_cut,
 )  # fmt: skip
+OLLAMA = Shape(ollama.render_error, ollama.render_failure, ollama.line, b"", "application/x-ndjson")
 
 
 def shape_of(path: str, headers: Iterable[tuple[bytes, bytes]] = ()) -> Shape:
     """The looks that whoever asks for `path` expects, where no route has been found yet."""
-    return ANTHROPIC if path.startswith("/v1/messages") else OPENAI
+    if path.startswith("/v1/messages"):
+        return ANTHROPIC
+    return OLLAMA if path.startswith("/api/") else OPENAI
