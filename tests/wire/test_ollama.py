@@ -33,7 +33,6 @@ def chat(**fields: Any) -> dict[str, Any]:
 
 
 def test_a_conversation_with_calls():
-    call = {"function": {"name": "add", "arguments": {"a": 1}}}
     messages = [
         {"role": "system", "content": "s"},
         *USER,
