@@ -7,7 +7,9 @@ from typing import Any
 
 from . import fields
 from .chat import Block, Image, Message, Reasoning, Text, ToolCall, ToolReference, ToolResult
+from .errors import BadRequest
 from .fields import bad, read
+from .json_body import loads
 
 BILLING = "x-anthropic-billing-header:"  # changes with each conversation and stands first: no prefix would be shared
 
@@ -151,7 +153,8 @@ def render_blocks(blocks: Iterable[Block]) -> Iterable[dict[str, Any]]:
                 source = {"type": "base64", "media_type": block.media_type, "data": b64encode(block.data).decode()}
                 yield {"type": "image", "source": source}
             case Reasoning():
-                if block.signature:
+                # One of another protocol bears its mark and a colon, which this one's own, being base64, never has.
+                if block.signature and ":" not in block.signature:
                     yield {"type": "thinking", "thinking": block.text, "signature": block.signature}
             case ToolCall():
                 yield {"type": "tool_use", "id": block.id, "name": block.name, "input": arguments(block.arguments)}
@@ -170,7 +173,7 @@ def _result_parts(block: Text | Image | ToolReference) -> Iterable[dict[str, Any
 def arguments(text: str) -> dict[str, Any]:
     """A call's arguments as an object; what a model wrote may not be one."""
     try:
-        value = json.loads(text or "{}")
-    except (ValueError, RecursionError):
+        value = loads((text or "{}").encode())
+    except (ValueError, BadRequest):
         value = None
     return value if isinstance(value, dict) else {"input": text}

@@ -5,7 +5,6 @@ We serve it: `parse_request`, `parse_count_request`, `render_response`, `StreamR
 """
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,7 +26,7 @@ from .chat import (
     ToolSpec,
     Usage,
 )
-from .errors import BadRequest, BaseloadError
+from .errors import BadRequest, BaseloadError, overflow
 from .fields import bad, integer, items, number, read
 from .openai_chat import join_tool_calls, model_name
 
@@ -39,8 +38,6 @@ PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 MAX_MESSAGES = 100_000
 DEFAULT_MAX_TOKENS = 32_000  # the field is a must; what today's models all can write
 EFFORTS: dict[str, Effort] = {"low": "low", "medium": "medium", "high": "high", "xhigh": "max", "max": "max"}
-
-_NUMBERS = re.compile(r"maximum context length is (\d+) tokens.*?(\d+) tokens")  # in this house's own words
 
 # --------------------------------------------------------------------------------------------- a client's request, read
 
@@ -207,9 +204,9 @@ def render_failure(failure: Failure) -> dict[str, Any]:
 
 
 def _error(status: int, message: str, code: str | None, details: Mapping[str, Any] | None) -> dict[str, Any]:
-    if code == "context_length_exceeded" and (numbers := _NUMBERS.search(message)):
+    if numbers := overflow(message, code):
         # Clients know an overflow by these words alone.
-        message = f"prompt is too long: {numbers[2]} tokens > {numbers[1]} maximum"
+        message = f"prompt is too long: {numbers[0]} tokens > {numbers[1]} maximum"
     kind = FAILURES.get(status, "invalid_request_error" if 400 <= status < 500 else "api_error")
     error = {"type": kind, "message": message, **({"details": details} if details else {})}
     return {"type": "error", "error": error}

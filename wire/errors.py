@@ -5,6 +5,7 @@ written for the client: it never holds a path, a stack trace or the client's own
 see goes into `__cause__`.
 """
 
+import re
 from typing import ClassVar
 
 
@@ -38,6 +39,18 @@ class ContextLengthExceeded(BadRequest):
     """400 `context_length_exceeded`: clients compact their conversation on this code."""
 
     default_code = "context_length_exceeded"
+
+
+_OVERFLOW = re.compile(r"maximum context length is (\d+) tokens.*?(\d+) tokens")
+
+
+def overflow(message: str, code: str | None) -> tuple[str, str] | None:
+    """The tokens of a prompt that was too long and the most that fit, for protocols that tell them in words of their own.
+
+    Read from the message, since that alone is left of an error that came as the end of a stream.
+    """
+    found = _OVERFLOW.search(message) if code == ContextLengthExceeded.default_code else None
+    return (found[2], found[1]) if found else None
 
 
 class Unauthorized(BaseloadError):
