@@ -10,6 +10,7 @@ from starlette.responses import Response
 from ..wire import openai_chat, openai_completions
 from ..wire.backend import ModelInfo
 from ..wire.errors import ModelNotFound
+from . import google
 from .answering import Endpoint, answer
 from .bodies import read_object
 from .replies import json_reply
@@ -34,24 +35,21 @@ async def completions(request: Request) -> Response:
 
 @routes.get("/v1/models")
 async def list_models(request: Request) -> Response:
-    """The names that a request may ask for."""
-    return json_reply({"object": "list", "data": [_model(info) for info in known_models(request)]})
+    """The names that a request may ask for; Google's clients, who know the path too, read them under a name of their own."""
+    if "x-goog-api-key" in request.headers:
+        return await google.list_models(request)
+    life: Life = request.app.state.life
+    return json_reply({"object": "list", "data": [_model(info) for info in life.require().models()]})
 
 
 @routes.get("/v1/models/{name:path}")
 async def get_model(request: Request, name: str) -> Response:
     """One of them."""
-    for info in known_models(request):
+    life: Life = request.app.state.life
+    for info in life.require().models():
         if info.id == name:
             return json_reply(_model(info))
     raise ModelNotFound("There is no such model.", param="model")
-
-
-def known_models(request: Request) -> list[ModelInfo]:
-    """All models that may be asked for, encoders too."""
-    life: Life = request.app.state.life
-    services = life.require()
-    return [*services.router.models(), *(ModelInfo(name, one.longest) for name, one in services.embedders.items())]
 
 
 def _model(info: ModelInfo) -> dict[str, Any]:

@@ -77,6 +77,10 @@ class Services:
     jobs: Mapping[str, Job] = field(default_factory=dict)
     close: Callable[[], Awaitable[None]] = nothing_to_close
 
+    def models(self) -> list[ModelInfo]:
+        """All models that may be asked for, encoders too."""
+        return [*self.router.models(), *(ModelInfo(name, one.longest) for name, one in self.embedders.items())]
+
 
 class Life:
     """Where the server is: starting, ready, draining. It also counts the answers being made.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..wire import anthropic_messages, ollama, openai_chat, openai_responses, responses_stream, sse
+from ..wire import anthropic_messages, google_generate, ollama, openai_chat, openai_responses, responses_stream, sse
 from ..wire.chat import Failure
 from ..wire.errors import BaseloadError
 
@@ -35,6 +35,8 @@ RESPONSES = Shape(
     openai_responses.render_error, openai_responses.render_failure, sse.named_event, openai_responses.PING,
     cut=responses_stream.render_cut,
 )  # fmt: skip
+GOOGLES = (":generateContent", ":streamGenerateContent", ":countTokens")
+GOOGLE = Shape(google_generate.render_error, google_generate.render_failure, ping=google_generate.PING)
 OLLAMA = Shape(ollama.render_error, ollama.render_failure, ollama.line, b"", "application/x-ndjson")
 
 
@@ -42,4 +44,7 @@ def shape_of(path: str, headers: Iterable[tuple[bytes, bytes]] = ()) -> Shape:
     """The looks that whoever asks for `path` expects, where no route has been found yet."""
     if path.startswith("/v1/messages"):
         return ANTHROPIC
+    is_googles = path.startswith("/v1/models") and any(name == b"x-goog-api-key" for name, _ in headers)
+    if is_googles or path.startswith("/v1beta/") or path.endswith(GOOGLES):
+        return GOOGLE
     return OLLAMA if path.startswith("/api/") else OPENAI

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from . import anthropic_messages, openai_chat, openai_responses
+from . import anthropic_messages, google_generate, openai_chat, openai_responses
 from .chat import ChatRequest, Event
 
 
@@ -32,5 +32,5 @@ PROTOCOLS = {
     module.PROTOCOL: WireProtocol(
         module.path, module.headers, module.render_request, module.StreamParser, module.parse_response
     )
-    for module in (openai_chat, openai_responses, anthropic_messages)
+    for module in (openai_chat, openai_responses, anthropic_messages, google_generate)
 }

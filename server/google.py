@@ -1,0 +1,55 @@
+"""Google's routes: generateContent, its stream, and the counting of tokens, under /v1 and /v1beta."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from ..wire import google_generate as wire
+from ..wire.backend import ModelInfo
+from ..wire.errors import NotFound
+from .answering import Endpoint, answer, count
+from .bodies import read_object
+from .replies import json_reply
+from .services import Life
+from .shapes import GOOGLE
+
+routes = APIRouter()
+ENDPOINT = Endpoint("", wire.render_response, wire.StreamRenderer, GOOGLE)
+
+
+@routes.post("/v1/models/{call:path}")
+@routes.post("/v1beta/models/{call:path}")
+async def models_call(request: Request, call: str) -> Response:
+    """`model:method`, as this protocol writes what is asked of whom."""
+    model, _, method = call.rpartition(":")
+    body = await read_object(request)
+    match method:
+        case "generateContent":
+            return await answer(request, ENDPOINT, [wire.parse_request(body, model, False)])
+        case "streamGenerateContent":
+            return await answer(request, ENDPOINT, [wire.parse_request(body, model, True)])
+        case "countTokens":
+            return json_reply(wire.render_count(await count(request, wire.parse_count_request(body, model))))
+        case _:
+            raise NotFound("There is no such method.")
+
+
+@routes.get("/v1beta/models")
+async def list_models(request: Request) -> Response:
+    """The names that a request may ask for."""
+    return json_reply({"models": [model_object(info) for info in _models(request)]})
+
+
+def model_object(info: ModelInfo) -> dict[str, Any]:
+    """A model as this protocol lists it."""
+    limits = {"inputTokenLimit": info.context_length, "outputTokenLimit": info.context_length}
+    methods = ["generateContent", "countTokens"]
+    return {"name": f"models/{info.id}", "displayName": info.id, **limits, "supportedGenerationMethods": methods}
+
+
+def _models(request: Request) -> list[ModelInfo]:
+    life: Life = request.app.state.life
+    return life.require().models()
