@@ -9,28 +9,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import fields
-from .anthropic_content import arguments, parse_message, parse_system, render_blocks, render_messages
-from .anthropic_stream import FAILURES, StreamParser, StreamRenderer, parse_response, stop_reason, usage_object
+from .anthropic_content import parse_message, parse_system, render_blocks, render_messages
+from .anthropic_stream import FAILURES, StreamParser, StreamRenderer, parse_response, render_response
 from .chat import (
     ChatRequest,
     Effort,
-    Event,
     Failure,
-    Finish,
     Message,
-    ReasoningDelta,
     ResponseFormat,
     SamplingParams,
-    TextDelta,
-    ToolCallDelta,
     ToolSpec,
-    Usage,
 )
 from .errors import BadRequest, BaseloadError, overflow
 from .fields import bad, integer, items, number, read
-from .openai_chat import join_tool_calls, model_name
+from .openai_chat import model_name
 
-__all__ = ["PROTOCOL", "StreamParser", "StreamRenderer", "parse_response"]
+__all__ = ["PROTOCOL", "StreamParser", "StreamRenderer", "parse_response", "render_response"]
 
 PROTOCOL = "anthropic_messages"
 VERSION = "2023-06-01"
@@ -171,22 +165,6 @@ def _effort(body: Mapping[str, Any]) -> Effort | None:
 # --------------------------------------------------------------------------------------------- our answer, written
 
 
-def render_response(request: ChatRequest, events: Sequence[Event], id: str, created: int, model: str) -> dict[str, Any]:
-    """The whole answer as one object. `events` must hold no Failure."""
-    thought = "".join(e.text for e in events if isinstance(e, ReasoningDelta))
-    signature = next((e.signature for e in events if isinstance(e, ReasoningDelta) and e.signature), "")
-    text = "".join(e.text for e in events if isinstance(e, TextDelta))
-    calls = join_tool_calls([e for e in events if isinstance(e, ToolCallDelta)])
-    content: list[dict[str, Any]] = [{"type": "thinking", "thinking": thought, "signature": signature}] if thought else []
-    if text or not calls:
-        content.append({"type": "text", "text": text})
-    content += [{"type": "tool_use", "id": c.id, "name": c.name, "input": arguments(c.arguments)} for c in calls]
-    finish = next((e for e in events if isinstance(e, Finish)), Finish("stop"))
-    usage = next((e for e in reversed(events) if isinstance(e, Usage)), Usage(0, 0))
-    head = {"id": id, "type": "message", "role": "assistant", "model": model, "content": content}
-    return {**head, **stop_reason(finish), "usage": usage_object(usage)}
-
-
 def render_count(n: int) -> dict[str, Any]:
     """The answer of count_tokens."""
     return {"input_tokens": n}
@@ -267,15 +245,16 @@ def _meaning(request: ChatRequest) -> dict[str, Any]:
         "metadata": {"user_id": request.user} if request.user else None,
     }
     body |= {name: value for name, value in optional.items() if value is not None}
-    if request.tools and request.tool_choice != "none":
+    if request.tools:  # with "none" too: calls in the history need them
         body["tools"] = [
             {"name": t.name, "description": t.description, "input_schema": {"type": "object", **t.parameters}}
             for t in request.tools
         ]
-        kinds = {"auto": "auto", "required": "any"}
+        kinds = {"auto": "auto", "required": "any", "none": "none"}
         named = isinstance(request.tool_choice, Mapping)
         choice = {"type": "tool", **request.tool_choice} if named else {"type": kinds[request.tool_choice]}  # pyright: ignore
-        body["tool_choice"] = choice | ({} if request.parallel_tool_calls else {"disable_parallel_tool_use": True})
+        serial = not request.parallel_tool_calls and request.tool_choice != "none"
+        body["tool_choice"] = choice | ({"disable_parallel_tool_use": True} if serial else {})
     if request.response_format.kind == "json_schema":
         body["output_config"] = {"format": {"type": "json_schema", "schema": dict(request.response_format.schema or {})}}
     return json.loads(json.dumps(body))

