@@ -151,6 +151,61 @@ def test_whatever_a_supplier_sends_ends_once(noise, cut):
     assert parser.ended and parser.feed("{}") == []
 
 
+INTERLEAVED = [
+    ReasoningDelta("one"), ReasoningDelta("", signature="s1"), ReasoningDelta("two"), ReasoningDelta("", signature="s2"),
+    TextDelta("so"), ReasoningDelta("", signature="s3"), ToolCallDelta(0, "c", "add", "{}"), Finish("tool_calls"),
+]  # fmt: skip
+THOUGHTS = [
+    {"type": "thinking", "thinking": "one", "signature": "s1"}, {"type": "thinking", "thinking": "two", "signature": "s2"},
+    {"type": "text", "text": "so"}, {"type": "thinking", "thinking": "", "signature": "s3"},
+    {"type": "tool_use", "id": "c", "name": "add", "input": {}},
+]  # fmt: skip
+
+
+def test_each_thought_keeps_its_own_signature_and_place():
+    assert render_response(parse_request(body()), INTERLEAVED, "m", 1, "m")["content"] == THOUGHTS
+    assert render_response(parse_request(body()), read(rendered(INTERLEAVED)), "m", 1, "m")["content"] == THOUGHTS
+
+
+def test_a_signature_in_pieces_is_one():
+    deltas = [{"type": "signature_delta", "signature": piece} for piece in ("ab", "cd")]
+    block = {"type": "thinking", "thinking": "hm"}
+    chunks = [{"type": "content_block_start", "index": 0, "content_block": block},
+              *({"type": "content_block_delta", "index": 0, "delta": delta} for delta in deltas),
+              {"type": "content_block_stop", "index": 0}]  # fmt: skip
+    assert [e.signature for e in read(chunks) if isinstance(e, ReasoningDelta)] == [None, "abcd"]
+
+
+def test_what_only_this_protocol_knows_goes_through():
+    cited = {"type": "text", "text": "so", "citations": [{"type": "char_location", "cited_text": "x"}]}
+    content = [{"type": "redacted_thinking", "data": "AA"}, {"type": "server_tool_use", "id": "s", "name": "web_search",
+               "input": {"query": "x"}}, cited, {"type": "tool_use", "id": "c", "name": "add", "input": {"a": 1}}]  # fmt: skip
+    whole = {"type": "message", "content": content, "stop_reason": "tool_use", "usage": {"input_tokens": 1}}
+    events = parse_response(whole, 1)
+    assert render_response(parse_request(body()), events, "m", 1, "m")["content"] == content
+    again = read(rendered(events))
+    assert render_response(parse_request(body()), again, "m", 1, "m")["content"] == content
+
+
+def test_another_suppliers_signature_is_not_sent():
+    history = (Message("user", (Text("q"),)), Message("assistant", (Reasoning("hm", "google_generate:s"), Text("a"))))
+    sent = render_request(ChatRequest("m", history, protocol=OPENAI), "claude")["messages"]
+    assert sent[1]["content"] == [{"type": "text", "text": "a"}]
+
+
+def test_tools_stay_where_none_may_be_called():
+    asked = ChatRequest("m", (Message("user", (Text("q"),)),), tools=(ToolSpec("add"),), tool_choice="none", protocol=OPENAI)
+    sent = render_request(replace(asked, parallel_tool_calls=False), "claude")
+    assert sent["tools"][0]["name"] == "add" and sent["tool_choice"] == {"type": "none"}
+
+
+@pytest.mark.parametrize("text", ['{"a": "\\ud800"}', "[" * 200 + "]" * 200, "{", "[1]"])
+def test_arguments_that_are_no_object_are_still_delivered(text):
+    events = [ToolCallDelta(0, "c", "add", text), Finish("tool_calls")]
+    [block] = render_response(parse_request(body()), events, "m", 1, "m")["content"]
+    assert block["input"] == {"input": text}
+
+
 def test_a_whole_answer_keeps_its_meaning():
     events = [
         ReasoningDelta("hm", signature="s"), TextDelta("hello"), ToolCallDelta(0, "c", "add", '{"a": 1}'), Usage(9, 4, 5, 0, 2),
