@@ -355,7 +355,7 @@ def test_a_schema_of_this_protocol_is_a_json_schema():
         },
         "$defs": {"T": {"description": "d"}},
     }  # fmt: skip
-    assert list(schema["properties"]) == ["b", "a", "type"]
+    assert schema is not None and list(schema["properties"]) == ["b", "a", "type"]
 
 
 @given(st.recursive(
