@@ -137,6 +137,13 @@ def test_a_call_goes_out_whole_and_once():
     assert chunks[-1]["candidates"][0]["finishReason"] == "STOP"  # as the vendor ends its calls, too
 
 
+def test_what_comes_after_a_call_or_a_signature_stays_after_it():
+    call = {"functionCall": {"id": "c", "name": "add", "args": {}}}
+    assert parts(rendered([ToolCallDelta(0, "c", "add", "{}"), TextDelta("b"), Finish("stop")]))[:2] == [call, {"text": "b"}]
+    signed = [ReasoningDelta("", signature="google_generate:c2ln"), TextDelta("b"), Finish("stop")]
+    assert parts(rendered(signed))[0] == {"text": "b", "thoughtSignature": "c2ln"}
+
+
 def test_arguments_that_are_no_object_are_still_delivered():
     for wrong in ("[1]", "{", "[" * 200 + "]" * 200, '{"a": "\\ud800"}'):
         [part] = parts(rendered([ToolCallDelta(0, "c", "add", wrong), Finish("tool_calls")]))
