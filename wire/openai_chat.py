@@ -22,8 +22,9 @@ from .chat import (
     ToolCallDelta,
     Usage,
 )
-from .errors import BaseloadError
+from .errors import BadRequest, BaseloadError
 from .fields import bad, integer, items, read
+from .json_body import loads
 from .openai_messages import parse_message, render_call, render_message
 from .sse import TextChunks
 
@@ -316,8 +317,8 @@ class StreamParser:
         if data.strip() == DONE:
             return self.close()
         try:
-            return self._chunk(json.loads(data))
-        except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+            return self._chunk(loads(data.encode("utf-8", "replace")))
+        except (BadRequest, ValueError, TypeError, AttributeError, KeyError):
             return self._fail("The supplier sent a chunk that cannot be read.")
 
     def close(self) -> list[Event]:

@@ -23,7 +23,9 @@ from .chat import (
     TextDelta,
     ToolCallDelta,
 )
+from .errors import BadRequest
 from .fields import bad, integer, number, read
+from .json_body import loads
 from .openai_chat import headers, model_name, parse_usage, render_error, render_failure
 from .responses_items import joined, parse_input, parse_tool_choice, parse_tools, render_input, render_tools
 from .responses_stream import StreamRenderer, render_whole
@@ -171,8 +173,8 @@ class StreamParser:
         if self.ended or data.strip() == "[DONE]":
             return []
         try:
-            return self._chunk(json.loads(data))
-        except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+            return self._chunk(loads(data.encode("utf-8", "replace")))
+        except (BadRequest, ValueError, TypeError, AttributeError, KeyError):
             return self._fail("The supplier sent a chunk that cannot be read.")
 
     def close(self) -> list[Event]:

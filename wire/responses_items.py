@@ -118,7 +118,8 @@ def render_input(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> list
     for message in messages:
         said = [_part_object(b, message.role) for b in message.content if isinstance(b, Text | Image)]
         others = [b for b in message.content if not isinstance(b, Text | Image)]
-        out += [_reasoning_item(b) for b in others if isinstance(b, Reasoning) and b.signature]
+        # A signature of another protocol bears its mark and a colon.
+        out += [_reasoning_item(b) for b in others if isinstance(b, Reasoning) and b.signature and ":" not in b.signature]
         if said or not others:
             out.append({"type": "message", "role": message.role, "content": said})
         out += [call_item(b, known.get(b.name)) for b in others if isinstance(b, ToolCall)]

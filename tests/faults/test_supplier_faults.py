@@ -124,6 +124,7 @@ def faults(of: Speech) -> dict[str, tuple[bytes, str]]:
         "an endless line": (HEAD + b"data: " + b"x" * (3 << 20), "close"),
         "compressed": (HEAD.replace(b"\r\n\r\n", b"\r\ncontent-encoding: gzip\r\n\r\n") + b"\x1f\x8b", "close"),
         "negative usage": (HEAD + of.bad_usage, "close"),
+        "half a character": (HEAD + of.word.replace(b"hello", b"\\ud800"), "close"),
     }
 
 
