@@ -13,6 +13,10 @@ from .json_body import loads
 
 BILLING = "x-anthropic-billing-header:"  # changes with each conversation and stands first: no prefix would be shared
 
+# What only its vendor can read: it is passed over, and goes back to that vendor with the rest of the body.
+FOREIGN = ("redacted_thinking", "search_result", "container_upload", "compaction", "fallback")
+FOREIGN_ENDS = ("_tool_use", "_tool_result")
+
 # --------------------------------------------------------------------------------------------- read
 
 
@@ -77,8 +81,10 @@ def _block(value: Any, at: str) -> Block | None:
             return _result(value, at)
         case "tool_reference":
             return None  # in a result only, where _result reads it
+        case _ if kind in FOREIGN or kind.endswith(FOREIGN_ENDS):
+            return None
         case _:
-            return None  # redacted thinking, what hosted tools did: nobody else can read it
+            raise bad(f"{at}.type", "is none that is known here")
 
 
 def _needed(value: Mapping[str, Any], name: str, at: str) -> str:

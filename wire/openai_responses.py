@@ -49,6 +49,8 @@ def parse_request(body: Mapping[str, Any], earlier: Sequence[Message] = ()) -> C
     """The request in a JSON object, after the messages of an `earlier` response. Raises BadRequest, naming the field."""
     if read(body, "background", bool, False):
         raise bad("background", "is not served: answers are made while their client waits")
+    if body.get("conversation") is not None:
+        raise bad("conversation", "names what is not kept here; go on by previous_response_id, or send the whole input")
     _check_metadata(body)
     specs = parse_tools(body)
     instructions = read(body, "instructions", str)

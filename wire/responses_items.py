@@ -12,6 +12,10 @@ from .fields import bad, items, read
 ROLES = ("system", "developer", "user", "assistant")
 INPUT = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"], "additionalProperties": False}
 
+# What hosted tools did, and what else only its vendor can read: it is passed over.
+FOREIGN = ("compaction", "compaction_summary", "additional_tools", "program", "context_compaction")
+FOREIGN_ENDS = ("_call", "_call_output")
+
 # --------------------------------------------------------------------------------------------- input, read
 
 
@@ -63,10 +67,10 @@ def _item(item: Any, at: str) -> Message | None:
             return _reasoning(item, at)
         case "item_reference":
             raise bad(at, "refers to an item that is not kept here; send the item itself")
-        case kind if isinstance(kind, str):
+        case kind if isinstance(kind, str) and (kind in FOREIGN or kind.startswith("mcp_") or kind.endswith(FOREIGN_ENDS)):
             return None
         case _:
-            raise bad(f"{at}.type", "must be a string")
+            raise bad(f"{at}.type", "is none that is known here")
 
 
 def _reasoning(item: Mapping[str, Any], at: str) -> Message | None:

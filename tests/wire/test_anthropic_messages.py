@@ -334,6 +334,7 @@ def test_a_thread_is_refused_as_its_client_expects():
 
 
 BAD = [
+    ({"messages": [{"role": "user", "content": [{"type": "hologram"}]}]}, "type"),
     ({"max_tokens": None}, "max_tokens"), ({"max_tokens": 0}, "max_tokens"), ({"max_tokens": "9"}, "max_tokens"),
     ({"messages": []}, "messages"), ({"messages": "hi"}, "messages"), ({"messages": [1]}, "messages[0]"),
     ({"messages": [{"role": "robot", "content": "x"}]}, "role"), ({"messages": [{"role": "user", "content": 3}]}, "content"),

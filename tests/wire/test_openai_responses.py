@@ -251,6 +251,7 @@ def test_what_we_send_is_what_the_sdk_sends():
 
 
 BAD = [
+    ({"conversation": "conv_1"}, "conversation"), ({"input": [{"type": "hologram"}]}, "type"),
     ({"input": None}, "input"), ({"input": []}, "input"), ({"input": [1]}, "input[0]"), ({"input": [{"type": 3}]}, "type"),
     ({"input": [{"role": "robot", "content": "x"}]}, "role"), ({"input": [{"role": "user", "content": 3}]}, "content"),
     ({"input": [{"role": "user", "content": [{"type": "video"}]}]}, "content[0]"),
