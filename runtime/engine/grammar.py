@@ -94,7 +94,10 @@ class Grammar:
         if left > self.reserve:
             return token
         way = self._way = self.way(left) if self._way is None else self._way
-        if way is None or way[:1] == [token]:
+        if way is None:
+            self.reserve = 0  # no end can be reached any more: it is not looked for again
+            return token
+        if way[:1] == [token]:
             return token
         if left == 1 and not way:  # as a number, which could go on for ever: it ends because it may, not for want of tokens
             return self._vocabulary.end_ids[0]
