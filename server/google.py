@@ -13,7 +13,7 @@ from ..wire.errors import NotFound
 from .answering import Endpoint, answer, count
 from .bodies import read_object
 from .replies import json_reply
-from .services import Life
+from .services import models_of
 from .shapes import GOOGLE
 
 routes = APIRouter()
@@ -40,7 +40,7 @@ async def models_call(request: Request, call: str) -> Response:
 @routes.get("/v1beta/models")
 async def list_models(request: Request) -> Response:
     """The names that a request may ask for."""
-    return json_reply({"models": [model_object(info) for info in _models(request)]})
+    return json_reply({"models": [model_object(info) for info in models_of(request)]})
 
 
 def model_object(info: ModelInfo) -> dict[str, Any]:
@@ -48,8 +48,3 @@ def model_object(info: ModelInfo) -> dict[str, Any]:
     limits = {"inputTokenLimit": info.context_length, "outputTokenLimit": info.context_length}
     methods = ["generateContent", "countTokens"]
     return {"name": f"models/{info.id}", "displayName": info.id, **limits, "supportedGenerationMethods": methods}
-
-
-def _models(request: Request) -> list[ModelInfo]:
-    life: Life = request.app.state.life
-    return life.require().models()

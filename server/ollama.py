@@ -15,7 +15,7 @@ from .answering import Endpoint, answer
 from .bodies import read_object
 from .embeddings import embedder
 from .replies import json_reply
-from .services import Life
+from .services import models_of
 from .shapes import OLLAMA
 
 routes = APIRouter()
@@ -47,14 +47,14 @@ async def embed(request: Request) -> Response:
 @routes.get("/api/ps")
 async def tags(request: Request) -> Response:
     """The models that may be asked for."""
-    return json_reply({"models": [_listed(info) for info in _models(request)]})
+    return json_reply({"models": [_listed(info) for info in models_of(request)]})
 
 
 @routes.post("/api/show")
 async def show(request: Request) -> Response:
     """One of them."""
     name = wire.name_of(await read_object(request))
-    info = next((info for info in _models(request) if info.id == name), None)
+    info = next((info for info in models_of(request) if info.id == name), None)
     if info is None:
         raise ModelNotFound(f"model {name[:80]!r} not found", param="model")
     able = ["completion", *(["tools"] if info.local or info.tools else []), *(["vision"] if info.vision else [])]
@@ -75,8 +75,3 @@ def _listed(info: ModelInfo) -> dict[str, Any]:
 
 def _details() -> dict[str, Any]:
     return {"format": "gguf", "family": "", "families": [], "parameter_size": "", "quantization_level": ""}
-
-
-def _models(request: Request) -> list[ModelInfo]:
-    life: Life = request.app.state.life
-    return life.require().models()

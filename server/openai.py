@@ -14,7 +14,7 @@ from . import google
 from .answering import Endpoint, answer
 from .bodies import read_object
 from .replies import json_reply
-from .services import Life
+from .services import models_of
 
 routes = APIRouter()
 CHAT = Endpoint("chatcmpl-", openai_chat.render_response, openai_chat.StreamRenderer)
@@ -38,15 +38,13 @@ async def list_models(request: Request) -> Response:
     """The names that a request may ask for; Google's clients, who know the path too, read them under a name of their own."""
     if "x-goog-api-key" in request.headers:
         return await google.list_models(request)
-    life: Life = request.app.state.life
-    return json_reply({"object": "list", "data": [_model(info) for info in life.require().models()]})
+    return json_reply({"object": "list", "data": [_model(info) for info in models_of(request)]})
 
 
 @routes.get("/v1/models/{name:path}")
 async def get_model(request: Request, name: str) -> Response:
     """One of them."""
-    life: Life = request.app.state.life
-    for info in life.require().models():
+    for info in models_of(request):
         if info.id == name:
             return json_reply(_model(info))
     raise ModelNotFound("There is no such model.", param="model")

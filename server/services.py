@@ -9,6 +9,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mappi
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from starlette.requests import Request
+
 from ..harness.job import Job
 from ..wire.backend import ModelInfo
 from ..wire.chat import ChatRequest, Event, Failure
@@ -77,10 +79,6 @@ class Services:
     jobs: Mapping[str, Job] = field(default_factory=dict)
     close: Callable[[], Awaitable[None]] = nothing_to_close
 
-    def models(self) -> list[ModelInfo]:
-        """All models that may be asked for, encoders too."""
-        return [*self.router.models(), *(ModelInfo(name, one.longest) for name, one in self.embedders.items())]
-
 
 class Life:
     """Where the server is: starting, ready, draining. It also counts the answers being made.
@@ -143,3 +141,10 @@ class Life:
         deadline = time.monotonic() + timeout_s
         while self.in_flight and time.monotonic() < deadline and not (hurry and hurry.is_set()):
             await asyncio.sleep(0.02)
+
+
+def models_of(request: Request) -> list[ModelInfo]:
+    """All models that may be asked for, encoders too. Raises Unavailable."""
+    services = request.app.state.life.require()
+    encoders = (ModelInfo(name, one.longest) for name, one in services.embedders.items())
+    return [*services.router.models(), *encoders]

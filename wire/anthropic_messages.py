@@ -10,7 +10,7 @@ from typing import Any
 
 from . import fields
 from .anthropic_content import parse_message, parse_system, render_blocks, render_messages
-from .anthropic_stream import FAILURES, StreamParser, StreamRenderer, parse_response, render_response
+from .anthropic_stream import StreamParser, StreamRenderer, error_type, parse_response, render_response
 from .chat import (
     ChatRequest,
     Effort,
@@ -103,15 +103,10 @@ def _tool(tool: Any, at: str) -> ToolSpec | None:
         raise bad(at, "must be an object")
     if read(tool, "type", str, "custom", at=f"{at}.") != "custom" and "input_schema" not in tool:
         return None
-    name = read(tool, "name", str, at=f"{at}.")
-    if not name or len(name) > 128 or not all(c.isascii() and (c.isalnum() or c in "_-.") for c in name):
-        raise bad(f"{at}.name", "must be 1 to 128 letters, digits, underscores, dashes or dots")
-    description = read(tool, "description", str, "", at=f"{at}.")
-    if len(description) > fields.MAX_DESCRIPTION:
-        raise bad(f"{at}.description", f"is longer than {fields.MAX_DESCRIPTION} characters")
-    schema = read(tool, "input_schema", dict, {}, at=f"{at}.")
-    deferred = read(tool, "defer_loading", bool, False, at=f"{at}.")
-    return ToolSpec(name, description, fields.schema(schema, f"{at}.input_schema"), deferred=deferred)
+    at += "."
+    name, description = fields.tool_name(tool, at), fields.description(tool, at)
+    schema = fields.schema(read(tool, "input_schema", dict, {}, at=at), f"{at}input_schema")
+    return ToolSpec(name, description, schema, deferred=read(tool, "defer_loading", bool, False, at=at))
 
 
 def _tool_choice(body: Mapping[str, Any], specs: Sequence[ToolSpec]) -> tuple[str | Mapping[str, Any], bool]:
@@ -185,8 +180,7 @@ def _error(status: int, message: str, code: str | None, details: Mapping[str, An
     if numbers := overflow(message, code):
         # Clients know an overflow by these words alone.
         message = f"prompt is too long: {numbers[0]} tokens > {numbers[1]} maximum"
-    kind = FAILURES.get(status, "invalid_request_error" if 400 <= status < 500 else "api_error")
-    error = {"type": kind, "message": message, **({"details": details} if details else {})}
+    error = {"type": error_type(status), "message": message, **({"details": details} if details else {})}
     return {"type": "error", "error": error}
 
 

@@ -47,7 +47,6 @@ FAILURES = {  # by status; 529 is this protocol's own
     503: "overloaded_error",
     529: "overloaded_error",
 }
-STATUSES = {kind: status for status, kind in FAILURES.items() if status != 529} | {"invalid_request_error": 400}
 
 
 def stop_reason(finish: Finish) -> dict[str, Any]:
@@ -92,7 +91,7 @@ class StreamRenderer:
                 self._usage = event
                 return self._begin() if event.prompt_tokens else []
             case Failure():
-                return [{"type": "error", "error": _failure_object(event)}]
+                return [{"type": "error", "error": {"type": error_type(event.status), "message": event.message}}]
             case TextDelta():
                 delta = {"type": "text_delta", "text": event.text}
                 return [*self._in_block("text", {"type": "text", "text": ""}), self._delta(delta)] if event.text else []
@@ -166,9 +165,9 @@ class StreamRenderer:
         return {"type": "content_block_delta", "index": self._block if index is None else index, "delta": dict(delta)}
 
 
-def _failure_object(failure: Failure) -> dict[str, Any]:
-    kind = FAILURES.get(failure.status, "invalid_request_error" if 400 <= failure.status < 500 else "api_error")
-    return {"type": kind, "message": failure.message}
+def error_type(status: int) -> str:
+    """This protocol's name for an HTTP status."""
+    return FAILURES.get(status, "invalid_request_error" if 400 <= status < 500 else "api_error")
 
 
 def render_response(request: ChatRequest, events: Sequence[Event], id: str, created: int, model: str) -> dict[str, Any]:
@@ -202,10 +201,10 @@ def _whole_block(block: dict[str, Any], deltas: Sequence[Mapping[str, Any]]) -> 
 
 
 class StreamParser:
-    """Chunks to events. `feed` takes the text of one `data:` line; `close` says what its silence means."""
+    """Chunks to events. `feed` takes the text of one `data:` line; `close` says what its silence means. There is one choice,
+    whatever `n` is."""
 
     def __init__(self, n: int) -> None:
-        self._n = n  # always one here
         self._counts: dict[str, int] = {}
         self._blocks: dict[int, str] = {}
         self._signature = ""

@@ -232,17 +232,28 @@ def _tool(tool: Any, at: str) -> ToolSpec:
     if function is None:
         raise bad(at + ".function", "is missing")
     at += ".function."
-    name = read(function, "name", str, at=at)
-    if len(read(function, "description", str, "", at=at)) > MAX_DESCRIPTION:
-        raise bad(at + "description", f"is longer than {MAX_DESCRIPTION} characters")
-    if not name or len(name) > 128 or not all(c.isascii() and (c.isalnum() or c in "_-.") for c in name):
-        raise bad(at + "name", "must be 1 to 128 letters, digits, underscores, dashes or dots")
     return ToolSpec(
-        name=name,
-        description=read(function, "description", str, "", at=at),
+        name=tool_name(function, at),
+        description=description(function, at),
         parameters=schema(read(function, "parameters", dict, {}, at=at), at + "parameters"),
         strict=read(function, "strict", bool, False, at=at),
     )
+
+
+def tool_name(table: Mapping[str, Any], at: str) -> str:
+    """A tool's or a namespace's `name`."""
+    name = read(table, "name", str, at=at)
+    if not name or len(name) > 128 or not all(c.isascii() and (c.isalnum() or c in "_-.") for c in name):
+        raise bad(at + "name", "must be 1 to 128 letters, digits, underscores, dashes or dots")
+    return name
+
+
+def description(table: Mapping[str, Any], at: str) -> str:
+    """A tool's `description`."""
+    text = read(table, "description", str, "", at=at)
+    if len(text) > MAX_DESCRIPTION:
+        raise bad(at + "description", f"is longer than {MAX_DESCRIPTION} characters")
+    return text
 
 
 def tool_choice(body: Mapping[str, Any], specs: tuple[ToolSpec, ...]) -> str | Mapping[str, Any]:

@@ -96,7 +96,7 @@ def _logprobs(body: Mapping[str, Any]) -> int | None:
 def _format(body: Mapping[str, Any]) -> ResponseFormat:
     found = read(read(body, "text", dict, {}), "format", dict, at="text.")
     if found is None:
-        return fields.response_format({})
+        return ResponseFormat()
     if found.get("type") != "json_schema":
         return fields.response_format({"response_format": found})
     inner = {k: v for k, v in found.items() if k != "type"}

@@ -186,7 +186,7 @@ def parse_tools(body: Mapping[str, Any]) -> tuple[ToolSpec, ...]:
         if not isinstance(tool, dict) or not isinstance(tool.get("type"), str):
             raise bad(at, "must be an object with a type")
         if tool["type"] == "namespace":
-            space = _name(tool, f"{at}.")
+            space = fields.tool_name(tool, f"{at}.")
             inner = items(tool, "tools", 512)
             found += [spec for j, t in enumerate(inner) if (spec := _tool(t, f"{at}.tools[{j}]", space)) is not None]
         elif (spec := _tool(tool, at, "")) is not None:
@@ -200,22 +200,13 @@ def _tool(tool: Any, at: str, space: str) -> ToolSpec | None:
     at += "."
     if tool.get("type") not in ("function", "custom"):
         return None
-    name, description = _name(tool, at), read(tool, "description", str, "", at=at)
-    if len(description) > fields.MAX_DESCRIPTION:
-        raise bad(f"{at}description", f"is longer than {fields.MAX_DESCRIPTION} characters")
+    name, description = fields.tool_name(tool, at), fields.description(tool, at)
     deferred = read(tool, "defer_loading", bool, False, at=at)
     if tool["type"] == "custom":
         return ToolSpec(name, description, INPUT, freeform=True, deferred=deferred)
     schema = fields.schema(read(tool, "parameters", dict, {}, at=at), f"{at}parameters")
     full = f"{space}__{name}" if space else name
     return ToolSpec(full, description, schema, bool(read(tool, "strict", bool, False, at=at)), space, deferred=deferred)
-
-
-def _name(tool: Mapping[str, Any], at: str) -> str:
-    name = read(tool, "name", str, at=at)
-    if not name or len(name) > 128 or not all(c.isascii() and (c.isalnum() or c in "_-.") for c in name):
-        raise bad(f"{at}name", "must be 1 to 128 letters, digits, underscores, dashes or dots")
-    return name
 
 
 def parse_tool_choice(body: Mapping[str, Any], specs: Sequence[ToolSpec]) -> str | Mapping[str, Any]:

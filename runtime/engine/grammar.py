@@ -74,9 +74,9 @@ class Grammar:
 
     def mask(self) -> NDArray[np.bool_]:
         """[width], of the tokens that may come next. Raises BadRequest where the grammar asks for too much work."""
-        self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
+        found = self._mask_of(self._matcher)
         self._check()
-        return np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: self._vocabulary.width].view(np.bool_)
+        return found
 
     def take(self, token: int) -> None:
         """`token` has come."""
@@ -125,9 +125,11 @@ class Grammar:
             if matcher.validate_tokens([token]):
                 return token
         # Such as a string of at least so many characters: the longest token gets on furthest.
+        return int((known.lengths * self._mask_of(matcher)).argmax())
+
+    def _mask_of(self, matcher: LLMatcher) -> NDArray[np.bool_]:
         matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
-        allowed = np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: known.width]
-        return int((known.lengths * allowed).argmax())
+        return np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: self._vocabulary.width].view(np.bool_)
 
     def _spelled(self, token: int) -> bytes:
         return self._vocabulary.spelled[token] if token < len(self._vocabulary.spelled) else b""
