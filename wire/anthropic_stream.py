@@ -17,9 +17,8 @@ from .chat import (
     ToolCallDelta,
     Usage,
 )
-from .errors import BadRequest
-from .json_body import loads
 from .sse import TextChunks, named_event
+from .upstream import ChunkParser, count_of, text_of
 
 PROTOCOL = "anthropic_messages"
 STOP_REASONS: dict[FinishReason, str] = {
@@ -200,32 +199,19 @@ def _whole_block(block: dict[str, Any], deltas: Sequence[Mapping[str, Any]]) -> 
     return block
 
 
-class StreamParser:
-    """Chunks to events. `feed` takes the text of one `data:` line; `close` says what its silence means. There is one choice,
-    whatever `n` is."""
+class StreamParser(ChunkParser):
+    """See ChunkParser. There is one choice, whatever `n` is."""
 
     def __init__(self, n: int) -> None:
+        super().__init__()
         self._counts: dict[str, int] = {}
         self._blocks: dict[int, str] = {}
         self._signature = ""
         self._calls = -1
         self._finish: Finish | None = None
-        self.ended = False
 
-    def feed(self, data: str) -> list[Event]:
-        """The events of one chunk. Nothing comes after the end."""
-        if self.ended:
-            return []
-        try:
-            return self._chunk(loads(data.encode()))
-        except (ValueError, TypeError, AttributeError, KeyError, BadRequest):
-            return self._fail("The supplier sent a chunk that cannot be read.")
-
-    def close(self) -> list[Event]:
-        """The stream is over; a Failure if its end never came."""
-        return [] if self.ended else self._fail("The supplier's answer broke off before its end.")
-
-    def _chunk(self, chunk: Mapping[str, Any]) -> list[Event]:
+    def chunk(self, chunk: Mapping[str, Any]) -> list[Event]:
+        """See ChunkParser."""
         match chunk["type"]:
             case "message_start":
                 self._count(chunk["message"].get("usage") or {})
@@ -255,13 +241,13 @@ class StreamParser:
         kind = self._blocks[index] = block["type"] if block["type"] in ("text", "thinking", "tool_use") else "foreign"
         match kind:
             case "text":
-                return [TextDelta(_text(block, "text"), 0, 1)] if block.get("text") else []
+                return [TextDelta(text_of(block, "text"), 0, 1)] if block.get("text") else []
             case "thinking":
-                return [ReasoningDelta(_text(block, "thinking"), 0, 1)] if block.get("thinking") else []
+                return [ReasoningDelta(text_of(block, "thinking"), 0, 1)] if block.get("thinking") else []
             case "tool_use":
                 self._calls += 1
                 given = json.dumps(block["input"]) if block.get("input") else ""
-                return [ToolCallDelta(self._calls, _text(block, "id"), _text(block, "name"), given)]
+                return [ToolCallDelta(self._calls, text_of(block, "id"), text_of(block, "name"), given)]
             case _:
                 return [Extension(PROTOCOL, chunk)]
 
@@ -270,14 +256,14 @@ class StreamParser:
             return [Extension(PROTOCOL, chunk)]
         match delta["type"]:
             case "text_delta":
-                return [TextDelta(_text(delta, "text"), 0, 1)]
+                return [TextDelta(text_of(delta, "text"), 0, 1)]
             case "thinking_delta":
-                return [ReasoningDelta(_text(delta, "thinking"), 0, 1)]
+                return [ReasoningDelta(text_of(delta, "thinking"), 0, 1)]
             case "signature_delta":
-                self._signature += _text(delta, "signature")
+                self._signature += text_of(delta, "signature")
                 return []
             case "input_json_delta":
-                return [ToolCallDelta(self._calls, None, None, _text(delta, "partial_json"), 0, 1)]
+                return [ToolCallDelta(self._calls, None, None, text_of(delta, "partial_json"), 0, 1)]
             case "citations_delta":
                 _ = delta["citation"]
                 return [Extension(PROTOCOL, chunk)]
@@ -286,16 +272,12 @@ class StreamParser:
 
     def _count(self, usage: Mapping[str, Any]) -> None:
         for name in ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens", "output_tokens"):
-            value = usage.get(name)
-            if value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 40:
-                raise ValueError(name)
-            self._counts[name] = value
+            if usage.get(name) is not None:
+                self._counts[name] = count_of(usage, name)
 
     def _end(self) -> list[Event]:
         if self._finish is None:
-            return self._fail("The supplier's answer broke off before its end.")
+            return self.silence()
         self.ended = True
         read, wrote = (self._counts.get(f"cache_{kind}_input_tokens", 0) for kind in ("read", "creation"))
         prompt = self._counts.get("input_tokens", 0) + read + wrote
@@ -303,16 +285,8 @@ class StreamParser:
         return [*usage, self._finish]
 
     def _refuse(self, error: Mapping[str, Any]) -> list[Event]:
-        kind = str(error.get("type"))
-        status = {"overloaded_error": 503, "rate_limit_error": 429}.get(kind, 502)
-        self.ended = True
-        code = "rate_limit_exceeded" if status == 429 else "upstream_error"
-        said = " ".join(str(error.get("message")).split())[:200]
-        return [Failure(f"The supplier answered with an error: {said}", status, "server_error", code, retryable=True)]
-
-    def _fail(self, message: str) -> list[Event]:
-        self.ended = True
-        return [Failure(message, 502, "server_error", "upstream_error", retryable=True)]
+        status = {"overloaded_error": 503, "rate_limit_error": 429}.get(str(error.get("type")), 502)
+        return self.refuse(error.get("message"), status)
 
 
 def parse_response(body: Mapping[str, Any], n: int) -> list[Event]:
@@ -331,10 +305,3 @@ def parse_response(body: Mapping[str, Any], n: int) -> list[Event]:
     chunks += [{"type": "message_delta", "delta": body, "usage": body.get("usage")}, {"type": "message_stop"}]
     events = [event for chunk in chunks for event in parser.feed(json.dumps(chunk))]
     return [*events, *parser.close()]
-
-
-def _text(table: Mapping[str, Any], name: str) -> str:
-    value = table[name]
-    if not isinstance(value, str):
-        raise TypeError(name)
-    return value

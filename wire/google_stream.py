@@ -20,11 +20,10 @@ from .chat import (
     ToolCallDelta,
     Usage,
 )
-from .errors import BadRequest
 from .google_content import SIGNED, pick, signature_of
-from .json_body import loads
 from .openai_chat import join_tool_calls
 from .sse import TextChunks
+from .upstream import ChoicesParser, count_of
 
 PROTOCOL = "google_generate"
 FINISH_REASONS: dict[FinishReason, str] = {
@@ -211,57 +210,34 @@ def _joined(parts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 # --------------------------------------------------------------------------------------------- read
 
 
-class StreamParser:
-    """Chunks to events. `feed` takes the text of one `data:` line; `close` says what its silence means.
-
-    Finishes are held back to the stream's end, for only that says that no more usage comes.
-    """
+class StreamParser(ChoicesParser):
+    """See ChoicesParser."""
 
     def __init__(self, n: int) -> None:
-        self._n = n
+        super().__init__(n)
         self._calls: dict[int, int] = {}
-        self._finishes: dict[int, Finish] = {}
-        self._usage: Usage | None = None
-        self.ended = False
 
-    def feed(self, data: str) -> list[Event]:
-        """The events of one chunk. Nothing comes after the end."""
-        if self.ended:
-            return []
-        try:
-            return self._chunk(loads(data.encode()))
-        except (ValueError, TypeError, AttributeError, KeyError, BadRequest):
-            return self._fail("The supplier sent a chunk that cannot be read.")
-
-    def close(self) -> list[Event]:
-        """The stream is over: its finishes, or a Failure if one of them never came."""
-        if self.ended:
-            return []
-        if len(self._finishes) < self._n:
-            return self._fail("The supplier's answer broke off before its end.")
-        self.ended = True
-        return [*([self._usage] if self._usage else []), *(self._finishes[i] for i in sorted(self._finishes))]
-
-    def _chunk(self, chunk: Any) -> list[Event]:
+    def chunk(self, chunk: Any) -> list[Event]:
+        """See ChunkParser."""
         if isinstance(chunk, list):
             [chunk] = chunk  # an error may come so
         if error := chunk.get("error"):
             return self._refuse(error)
         if usage := chunk.get("usageMetadata"):
-            self._usage = parse_usage(usage)
+            self.usage = parse_usage(usage)
         events: list[Event] = []
         for candidate in chunk.get("candidates") or []:
             events += [] if self.ended else self._candidate(candidate)
         if (chunk.get("promptFeedback") or {}).get("blockReason"):
-            for index in range(self._n):
-                self._finishes.setdefault(index, Finish("content_filter", index))
+            for index in range(self.n):
+                self.finishes.setdefault(index, Finish("content_filter", index))
         return events
 
     def _candidate(self, candidate: Mapping[str, Any]) -> list[Event]:
         index = candidate.get("index", 0)
-        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < self._n:
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < self.n:
             raise ValueError("candidate index")
-        if index in self._finishes:
+        if index in self.finishes:
             return []  # a second finish, or words after the first
         entries = _parse_logprobs(candidate.get("logprobsResult") or {})
         events: list[Event] = []
@@ -274,8 +250,8 @@ class StreamParser:
             events.append(Extension(PROTOCOL, {"candidate": own}, index))
         if reason := candidate.get("finishReason"):
             if reason in FAILED:
-                return [*events, *self._fail(f"The supplier broke off its answer: {reason}.")]
-            self._finishes[index] = Finish(self._reason(reason, index), index)
+                return [*events, *self.fail(f"The supplier broke off its answer: {reason}.")]
+            self.finishes[index] = Finish(self._reason(reason, index), index)
         return events
 
     def _reason(self, reason: str, index: int) -> FinishReason:
@@ -305,16 +281,8 @@ class StreamParser:
         return [Extension(PROTOCOL, {"part": dict(part)}, index)]
 
     def _refuse(self, error: Mapping[str, Any]) -> list[Event]:
-        self.ended = True
         code = error.get("code")
-        status = code if code in (429, 503) else 502
-        kind, code = ("rate_limit_error", "rate_limit_exceeded") if status == 429 else ("server_error", "upstream_error")
-        said = " ".join(str(error.get("message")).split())[:200]
-        return [Failure(f"The supplier answered with an error: {said}", status, kind, code, retryable=True)]
-
-    def _fail(self, message: str) -> list[Event]:
-        self.ended = True
-        return [Failure(message, 502, "server_error", "upstream_error", retryable=True)]
+        return self.refuse(error.get("message"), code if code in (429, 503) else 502)
 
 
 def parse_response(body: Mapping[str, Any], n: int) -> list[Event]:
@@ -325,18 +293,11 @@ def parse_response(body: Mapping[str, Any], n: int) -> list[Event]:
 
 def parse_usage(usage: Mapping[str, Any]) -> Usage:
     """Usage with every number checked: a supplier's count is money. Raises ValueError."""
-
-    def count(name: str) -> int:
-        value = usage.get(name) or 0
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 40:
-            raise ValueError(name)
-        return value
-
-    cached, thought = count("cachedContentTokenCount"), count("thoughtsTokenCount")
-    prompt = count("promptTokenCount") + count("toolUsePromptTokenCount")
+    cached, thought = count_of(usage, "cachedContentTokenCount"), count_of(usage, "thoughtsTokenCount")
+    prompt = count_of(usage, "promptTokenCount") + count_of(usage, "toolUsePromptTokenCount")
     if cached > prompt:
         raise ValueError("a part exceeds its whole")
-    return Usage(prompt, count("candidatesTokenCount") + thought, cached, thought)
+    return Usage(prompt, count_of(usage, "candidatesTokenCount") + thought, cached, thought)
 
 
 def _parse_logprobs(result: Mapping[str, Any]) -> tuple[TokenLogprob, ...]:

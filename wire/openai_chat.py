@@ -22,11 +22,11 @@ from .chat import (
     ToolCallDelta,
     Usage,
 )
-from .errors import BadRequest, BaseloadError
+from .errors import BaseloadError
 from .fields import bad, integer, items, read
-from .json_body import loads
 from .openai_messages import parse_message, render_call, render_message
 from .sse import TextChunks
+from .upstream import ChoicesParser, count_of
 
 PROTOCOL = "openai_chat"
 DONE = "[DONE]"
@@ -298,44 +298,19 @@ def _tool_object(tool: Any) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------- a server's answer, read
 
 
-class StreamParser:
-    """Chunks to events. `feed` takes the text of one `data:` line; `close` says what its silence means.
-
-    Finishes are held back until the usage has come, since an event stream ends with its last Finish.
-    """
-
-    def __init__(self, n: int) -> None:
-        self._n = n
-        self._finishes: dict[int, Finish] = {}
-        self._usage: Usage | None = None
-        self.ended = False
+class StreamParser(ChoicesParser):
+    """See ChoicesParser."""
 
     def feed(self, data: str) -> list[Event]:
-        """The events of one chunk. Nothing comes after the end."""
-        if self.ended:
-            return []
-        if data.strip() == DONE:
-            return self.close()
-        try:
-            return self._chunk(loads(data.encode("utf-8", "replace")))
-        except (BadRequest, ValueError, TypeError, AttributeError, KeyError):
-            return self._fail("The supplier sent a chunk that cannot be read.")
+        """See ChunkParser."""
+        return self.close() if data.strip() == DONE else super().feed(data)
 
-    def close(self) -> list[Event]:
-        """The stream is over: its finishes, or a Failure if one of them never came."""
-        if self.ended:
-            return []
-        if len(self._finishes) < self._n:
-            return self._fail("The supplier's answer broke off before its end.")
-        self.ended = True
-        usage = [self._usage] if self._usage else []
-        return [*usage, *(self._finishes[i] for i in sorted(self._finishes))]
-
-    def _chunk(self, chunk: Mapping[str, Any]) -> list[Event]:
+    def chunk(self, chunk: Mapping[str, Any]) -> list[Event]:
+        """See ChunkParser."""
         if error := chunk.get("error"):
-            return self._fail(_error_text(error))
+            return self.refuse(error.get("message") if isinstance(error, dict) else error)
         if usage := chunk.get("usage"):
-            self._usage = parse_usage(usage)
+            self.usage = parse_usage(usage)
         events: list[Event] = []
         for choice in chunk.get("choices") or []:
             events += [] if self.ended else self._choice(choice)
@@ -343,20 +318,16 @@ class StreamParser:
 
     def _choice(self, choice: Mapping[str, Any]) -> list[Event]:
         index = choice.get("index", 0)
-        if not isinstance(index, int) or not 0 <= index < self._n:
+        if not isinstance(index, int) or not 0 <= index < self.n:
             raise ValueError("choice index")
-        if index in self._finishes:
+        if index in self.finishes:
             return []  # a second finish, or words after the first
         events = list(_parse_delta(choice.get("delta") or {}, index, choice.get("logprobs")))
         if reason := choice.get("finish_reason"):
             if reason in FAILED:
-                return [*events, *self._fail("The supplier broke off its answer.")]
-            self._finishes[index] = Finish(reason if reason in FINISH_REASONS else "stop", index)
+                return [*events, *self.fail("The supplier broke off its answer.")]
+            self.finishes[index] = Finish(reason if reason in FINISH_REASONS else "stop", index)
         return events
-
-    def _fail(self, message: str) -> list[Event]:
-        self.ended = True
-        return [Failure(message, 502, "server_error", "upstream_error", retryable=True)]
 
 
 def parse_response(body: Mapping[str, Any], n: int) -> list[Event]:
@@ -393,20 +364,9 @@ def _parse_logprob(entry: Mapping[str, Any]) -> TokenLogprob:
 def parse_usage(usage: Mapping[str, Any]) -> Usage:
     """Usage with every number checked: a supplier's count is money. Raises ValueError."""
 
-    def count(table: Mapping[str, Any] | None, name: str) -> int:
-        value = (table or {}).get(name) or 0
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 40:
-            raise ValueError(name)
-        return value
-
-    cached = count(usage.get("prompt_tokens_details"), "cached_tokens")
-    thought = count(usage.get("completion_tokens_details"), "reasoning_tokens")
-    prompt, completion = count(usage, "prompt_tokens"), count(usage, "completion_tokens")
+    cached = count_of(usage.get("prompt_tokens_details"), "cached_tokens")
+    thought = count_of(usage.get("completion_tokens_details"), "reasoning_tokens")
+    prompt, completion = count_of(usage, "prompt_tokens"), count_of(usage, "completion_tokens")
     if cached > prompt or thought > completion:
         raise ValueError("a part exceeds its whole")
     return Usage(prompt, completion, cached, thought)
-
-
-def _error_text(error: Any) -> str:
-    text = error.get("message") if isinstance(error, dict) else error
-    return f"The supplier answered with an error: {' '.join(str(text).split())[:200]}"

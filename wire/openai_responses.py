@@ -13,7 +13,6 @@ from .chat import (
     ChatRequest,
     Effort,
     Event,
-    Failure,
     Finish,
     Message,
     ReasoningDelta,
@@ -23,12 +22,11 @@ from .chat import (
     TextDelta,
     ToolCallDelta,
 )
-from .errors import BadRequest
 from .fields import bad, integer, number, read
-from .json_body import loads
-from .openai_chat import headers, model_name, parse_usage, render_error, render_failure
+from .openai_chat import DONE, headers, model_name, parse_usage, render_error, render_failure
 from .responses_items import joined, parse_input, parse_tool_choice, parse_tools, render_input, render_tools
 from .responses_stream import StreamRenderer, render_whole
+from .upstream import ChunkParser, text_of
 
 __all__ = [
     "PING", "PROTOCOL", "StreamParser", "StreamRenderer", "headers", "parse_request", "parse_response", "path", "render_error",
@@ -161,40 +159,31 @@ def _meaning(request: ChatRequest) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------- a server's answer, read
 
 
-class StreamParser:
-    """Chunks to events. `feed` takes the text of one `data:` line; `close` says what its silence means. There is one choice,
-    whatever `n` is."""
+class StreamParser(ChunkParser):
+    """See ChunkParser. There is one choice, whatever `n` is."""
 
     def __init__(self, n: int) -> None:
+        super().__init__()
         self._calls: dict[int, int] = {}  # by output index
         self._argued: set[int] = set()
-        self.ended = False
 
     def feed(self, data: str) -> list[Event]:
-        """The events of one chunk. Nothing comes after the end."""
-        if self.ended or data.strip() == "[DONE]":
-            return []
-        try:
-            return self._chunk(loads(data.encode("utf-8", "replace")))
-        except (BadRequest, ValueError, TypeError, AttributeError, KeyError):
-            return self._fail("The supplier sent a chunk that cannot be read.")
+        """See ChunkParser; some servers add OpenAI's other mark of an end."""
+        return [] if data.strip() == DONE else super().feed(data)
 
-    def close(self) -> list[Event]:
-        """The stream is over; a Failure if its end never came."""
-        return [] if self.ended else self._fail("The supplier's answer broke off before its end.")
-
-    def _chunk(self, chunk: Mapping[str, Any]) -> list[Event]:
+    def chunk(self, chunk: Mapping[str, Any]) -> list[Event]:
+        """See ChunkParser."""
         match chunk["type"].removeprefix("response."):
             case "output_text.delta" | "refusal.delta":
-                return [TextDelta(_text(chunk, "delta"), 0, 1)]
+                return [TextDelta(text_of(chunk, "delta"), 0, 1)]
             case "reasoning_summary_text.delta" | "reasoning_text.delta":
-                return [ReasoningDelta(_text(chunk, "delta"), 0, 1)]
+                return [ReasoningDelta(text_of(chunk, "delta"), 0, 1)]
             case "output_item.added":
                 return self._added(int(chunk["output_index"]), chunk["item"])
             case "function_call_arguments.delta":
                 index = int(chunk["output_index"])
                 self._argued.add(index)
-                return [ToolCallDelta(self._calls[index], None, None, _text(chunk, "delta"), 0, 1)]
+                return [ToolCallDelta(self._calls[index], None, None, text_of(chunk, "delta"), 0, 1)]
             case "output_item.done":
                 return self._done(int(chunk["output_index"]), chunk["item"])
             case "completed" | "incomplete":
@@ -211,19 +200,19 @@ class StreamParser:
             return []
         self._calls[index] = len(self._calls)
         space = item.get("namespace")
-        name = f"{space}__{_text(item, 'name')}" if space else _text(item, "name")
-        return [ToolCallDelta(self._calls[index], _text(item, "call_id"), name)]
+        name = f"{space}__{text_of(item, 'name')}" if space else text_of(item, "name")
+        return [ToolCallDelta(self._calls[index], text_of(item, "call_id"), name)]
 
     def _done(self, index: int, item: Mapping[str, Any]) -> list[Event]:
         if item["type"] == "reasoning" and item.get("encrypted_content"):
-            return [ReasoningDelta("", signature=_text(item, "encrypted_content"))]
+            return [ReasoningDelta("", signature=text_of(item, "encrypted_content"))]
         if item["type"] not in ("function_call", "custom_tool_call"):
             return []
         events = [] if index in self._calls else self._added(index, item)
         if item["type"] == "custom_tool_call":
-            given = json.dumps({"input": _text(item, "input")}, ensure_ascii=False)
+            given = json.dumps({"input": text_of(item, "input")}, ensure_ascii=False)
         else:
-            given = "" if index in self._argued else _text(item, "arguments")
+            given = "" if index in self._argued else text_of(item, "arguments")
         return [*events, *([ToolCallDelta(self._calls[index], None, None, given, 0, 1)] if given else [])]
 
     def _end(self, response: Mapping[str, Any]) -> list[Event]:
@@ -239,15 +228,7 @@ class StreamParser:
         return [*usage, Finish("tool_calls" if self._calls else "stop")]
 
     def _refuse(self, error: Mapping[str, Any]) -> list[Event]:
-        self.ended = True
-        status = 429 if error.get("code") == "rate_limit_exceeded" else 502
-        said = " ".join(str(error.get("message")).split())[:200]
-        code = "rate_limit_exceeded" if status == 429 else "upstream_error"
-        return [Failure(f"The supplier answered with an error: {said}", status, "server_error", code, retryable=True)]
-
-    def _fail(self, message: str) -> list[Event]:
-        self.ended = True
-        return [Failure(message, 502, "server_error", "upstream_error", retryable=True)]
+        return self.refuse(error.get("message"), 429 if error.get("code") == "rate_limit_exceeded" else 502)
 
 
 def parse_response(body: Mapping[str, Any], n: int) -> list[Event]:
@@ -257,15 +238,8 @@ def parse_response(body: Mapping[str, Any], n: int) -> list[Event]:
         return parser.feed(json.dumps({"type": "response.failed", "response": {"error": body.get("error")}}))
     for index, item in enumerate(body.get("output") or []):
         for part in [*(item.get("summary") or []), *(item.get("content") or [])] if item.get("type") == "reasoning" else ():
-            events.append(ReasoningDelta(_text(part, "text"), 0, 1))
+            events.append(ReasoningDelta(text_of(part, "text"), 0, 1))
         for part in item.get("content") or [] if item.get("type") == "message" else ():
-            events.append(TextDelta(_text(part, "refusal" if part.get("type") == "refusal" else "text"), 0, 1))
+            events.append(TextDelta(text_of(part, "refusal" if part.get("type") == "refusal" else "text"), 0, 1))
         events += parser.feed(json.dumps({"type": "response.output_item.done", "output_index": index, "item": item}))
     return [*events, *parser.feed(json.dumps({"type": "response.completed", "response": body})), *parser.close()]
-
-
-def _text(table: Mapping[str, Any], name: str) -> str:
-    value = table[name]
-    if not isinstance(value, str):
-        raise TypeError(name)
-    return value
