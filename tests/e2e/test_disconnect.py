@@ -81,8 +81,11 @@ async def test_a_client_that_waits_in_the_queue_leaves_it(server: Any):
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
     async with aiohttp.ClientSession(server.url, connector=connector) as session:
         tasks = [asyncio.create_task(dropped(session, ask | {"n": 8}, 60)) for _ in range(12)]  # 96 sequences, 64 places
-        seen = await asyncio.to_thread(server.wait_until, lambda m: m["vllm:num_requests_waiting"] > 0, 30)
-        assert seen["vllm:num_requests_running"] > 0
+
+        def is_full(seen: dict[str, float]) -> bool:  # all wait for a moment before the first are let in
+            return seen["vllm:num_requests_waiting"] > 0 and seen["vllm:num_requests_running"] > 0
+
+        await asyncio.to_thread(server.wait_until, is_full, 30)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
