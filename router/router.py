@@ -9,7 +9,7 @@ from typing import Literal
 
 from ..ledger.ledger import Ledger
 from ..ledger.rows import RequestRow
-from ..wire.backend import Backend, ModelInfo
+from ..wire.backend import Backend, ModelInfo, Tokenizing
 from ..wire.chat import ChatRequest, Event, Failure, Finish
 from ..wire.errors import BadRequest, BaseloadError, ModelNotFound
 from . import checks as definitions
@@ -139,6 +139,13 @@ class Router:
         BadRequest."""
         first = self.resolve(request.model).places[0]
         return await asyncio.to_thread(first.backend.count_tokens, request)
+
+    def tokenizing(self, name: str) -> Tokenizing:
+        """The tokenizer of a model, by the place where it would be tried first. Raises ModelNotFound, BadRequest."""
+        backend = self.resolve(name).places[0].backend
+        if not isinstance(backend, Tokenizing):
+            raise BadRequest("The tokens of this model are known to its supplier alone.", param="model")
+        return backend
 
     async def _judge(self, request: ChatRequest, place: Place) -> Denied | None:
         verdict = gate(request, self._policy, await _measured(request, place))

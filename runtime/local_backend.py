@@ -12,7 +12,7 @@ from llguidance import LLMatcher
 
 from ..wire.backend import ModelInfo
 from ..wire.chat import ChatRequest, Event, Failure, Finish, SamplingParams, TextDelta, Usage
-from ..wire.errors import BaseloadError, ContextLengthExceeded, InternalError
+from ..wire.errors import BadRequest, BaseloadError, ContextLengthExceeded, InternalError
 from .engine import Engine, GenerationRequest, GenerationStream, TokenOutput
 from .engine.grammar import Grammar
 from .grammars import GrammarCompiler
@@ -86,6 +86,18 @@ class LocalBackend:
         at_least = _n_bytes(request) // self._longest_token
         return at_least if at_least >= self._longest else len(self._tokens(request))
 
+    def token_ids(self, request: ChatRequest, *, begun: bool = True, bare: bool = False) -> Sequence[int]:
+        """See Tokenizing.token_ids."""
+        self._bearable(request)
+        return self._tokens(request, begun=begun, bare=bare)
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """See Tokenizing.text_of."""
+        size = self._model.tokenizer.vocab_size
+        if unknown := next((i for i in ids if i >= size), None):
+            raise BadRequest(f"There is no token {unknown}: this model's vocabulary has {size}.", param="tokens")
+        return self._model.tokenizer.decode(ids, skip_special=False)
+
     def close(self) -> None:
         """Let the template's process and the threads go."""
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -118,25 +130,28 @@ class LocalBackend:
     async def _encode(self, request: ChatRequest) -> Sequence[int]:
         """The prompt's ids. Another thread makes them where that may take long: a template runs in a process of its own,
         which is waited for."""
+        self._bearable(request)
+        if isinstance(request.prompt, tuple) or (request.prompt is not None and len(request.prompt) < LONG_PROMPT):
+            return self._tokens(request)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._tokens, request)
+
+    def _bearable(self, request: ChatRequest) -> None:
         if (at_least := _n_bytes(request) // self._longest_token) >= self._longest:
             # Tokenising tens of megabytes takes a minute, and the answer is known without.
             raise ContextLengthExceeded(
                 f"This model's maximum context length is {self._longest} tokens. However, your prompt has at least "
                 f"{at_least} tokens. Please shorten it.",
-                param="messages",
+                param="messages" if request.prompt is None else "prompt",
             )
-        if isinstance(request.prompt, tuple) or (request.prompt is not None and len(request.prompt) < LONG_PROMPT):
-            return self._tokens(request)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._tokens, request)
 
-    def _tokens(self, request: ChatRequest) -> Sequence[int]:
+    def _tokens(self, request: ChatRequest, *, begun: bool = True, bare: bool = False) -> Sequence[int]:
         if request.prompt is None:
-            return self._model.template.encode(request, self._model.tokenizer)
+            return self._model.template.encode(request, self._model.tokenizer, begun=begun)
         if isinstance(request.prompt, tuple):
             return request.prompt
         # A plain prompt is the whole of what the model reads, control tokens included: whoever sends one writes the template.
         ids, bos = self._model.tokenizer.encode(request.prompt, specials=True), self._model.tokenizer.bos_id
-        needs_bos = self._model.config.add_bos and bos is not None and ids[:1] != [bos]
+        needs_bos = self._model.config.add_bos and not bare and bos is not None and ids[:1] != [bos]
         return [bos, *ids] if needs_bos and bos is not None else ids
 
     async def _answer(

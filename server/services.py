@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 from starlette.requests import Request
 
 from ..harness.job import Job
-from ..wire.backend import ModelInfo
+from ..wire.backend import ModelInfo, Tokenizing
 from ..wire.chat import ChatRequest, Event, Failure
 from ..wire.errors import RateLimited, Unavailable
 
@@ -40,6 +40,7 @@ class Router(Protocol):
     def models(self) -> Iterable[ModelInfo]: ...
     async def handle(self, request: ChatRequest, context: Any, /) -> Handling: ...
     async def count_tokens(self, request: ChatRequest, /) -> int | None: ...
+    def tokenizing(self, name: str, /) -> Tokenizing: ...
 
 
 class Engine(Protocol):

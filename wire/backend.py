@@ -1,8 +1,8 @@
 """Backend: the one protocol that every model source satisfies, local or remote."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from .chat import ChatRequest, Event
 
@@ -41,4 +41,18 @@ class Backend(Protocol):
     def count_tokens(self, request: ChatRequest) -> int | None:
         """The prompt's length in tokens; None where only the source itself can tell. Raises BadRequest for a prompt that
         cannot be rendered."""
+        ...
+
+
+@runtime_checkable
+class Tokenizing(Backend, Protocol):
+    """A Backend whose tokenizer is at hand: text to token ids, and back."""
+
+    def token_ids(self, request: ChatRequest, *, begun: bool = True, bare: bool = False) -> Sequence[int]:
+        """The prompt as the model would read it; not `begun`: without the head of the model's turn; `bare`: a plain prompt
+        without its beginning-of-sequence token. Raises BadRequest. Blocks while a template runs."""
+        ...
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, control tokens as the vocabulary writes them. Raises BadRequest for an id that is none."""
         ...

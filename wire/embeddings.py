@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .fields import bad, integer, items, read
+from .fields import bad, integer, is_token_id, items, read
 from .openai_chat import model_name
 
 MAX_INPUTS, MAX_TEXT = 2048, 1 << 20
@@ -52,7 +52,7 @@ def _inputs(value: Any) -> tuple[Input, ...]:
         value = [value]
     if not isinstance(value, list) or not value:
         raise bad("input", "must be a text, a list of texts, or token ids")
-    if all(_is_id(v) for v in value):
+    if all(is_token_id(v) for v in value):
         return (tuple(value),)
     if len(value) > MAX_INPUTS:
         raise bad("input", f"has {len(value)} items, at most {MAX_INPUTS} are taken")
@@ -64,13 +64,9 @@ def _input(value: Any, at: str) -> Input:
         if not 0 < len(value) <= MAX_TEXT:
             raise bad(at, f"must have 1 to {MAX_TEXT} characters")
         return value
-    if not isinstance(value, list) or not value or not all(_is_id(v) for v in value):
+    if not isinstance(value, list) or not value or not all(is_token_id(v) for v in value):
         raise bad(at, "must be a text or a list of token ids")
     return tuple(value)
-
-
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 31
 
 
 def render_embeddings(request: EmbeddingRequest, vectors: NDArray[np.float32], tokens: int) -> dict[str, Any]:

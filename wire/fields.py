@@ -101,9 +101,14 @@ def _stop(body: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _token_ids(body: Mapping[str, Any], name: str, most: int) -> tuple[int, ...]:
     found = items(body, name, most)
-    if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < 1 << 31 for i in found):
+    if not all(map(is_token_id, found)):
         raise bad(name, "must be a list of token ids")
     return tuple(found)
+
+
+def is_token_id(value: Any) -> bool:
+    """Whether it could be a token's id; no vocabulary is that large."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 31
 
 
 def _logit_bias(body: Mapping[str, Any]) -> tuple[tuple[int, float], ...]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from . import fields
 from .chat import ChatRequest, Event, Failure, Finish, TextDelta, TokenLogprob, Usage
-from .fields import bad, integer, read
+from .fields import bad, integer, is_token_id, read
 from .openai_chat import DONE, model_name, render_failure, render_usage
 from .sse import TextChunks
 
@@ -56,7 +56,7 @@ def _prompts(value: Any) -> list[str | tuple[int, ...]]:
         return [value]
     if not isinstance(value, list) or not value:
         raise bad("prompt", "must be a string, a list of token ids, or a list of these")
-    if all(_is_token(t) for t in value):
+    if all(is_token_id(t) for t in value):
         return [tuple(value)]
     if len(value) > MAX_PROMPTS:
         raise bad("prompt", f"holds {len(value)} prompts, at most {MAX_PROMPTS} are taken")
@@ -66,13 +66,9 @@ def _prompts(value: Any) -> list[str | tuple[int, ...]]:
 def _prompt(item: Any, at: str) -> str | tuple[int, ...]:
     if isinstance(item, str):
         return item
-    if isinstance(item, list) and item and all(_is_token(t) for t in item):
+    if isinstance(item, list) and item and all(is_token_id(t) for t in item):
         return tuple(item)
     raise bad(at, "must be a string or a list of token ids")
-
-
-def _is_token(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 31
 
 
 class _Logprobs:

@@ -72,19 +72,19 @@ class ChatTemplate:
         except TemplateFailed as e:
             raise BadRequest(_blame(e), param="messages") from e
 
-    def encode(self, request: ChatRequest, tokenizer: Tokenizer) -> list[int]:
-        """The conversation as token ids, the model's turn begun. Raises BadRequest."""
+    def encode(self, request: ChatRequest, tokenizer: Tokenizer, *, begun: bool = True) -> list[int]:
+        """The conversation as token ids, the model's turn `begun`. Raises BadRequest."""
         developer_known = any("developer" in source for source in self._sources.values())
         explained = None if self.knows_tools else self.dialect
         messages = template_messages(request, developer_known=developer_known, explained=explained)
         conversation = [messages, template_tools(request), _template_arguments(request)]
         whole, starts = _Hidden(tokenizer.control_spans), _Hidden(tokenizer.control_starts)
-        text, spans = whole.put_back(self._render_all(whole.hide(conversation)))
+        text, spans = whole.put_back(self._render_all(whole.hide(conversation), begun))
         # A template that cuts and joins texts could make a control token out of parts of one: rendered again with every
         # character hidden that such a token starts with, it must write the same ones.
         careful = starts.hide(conversation)
         if starts.count > whole.count:
-            careful_text, careful_spans = starts.put_back(self._render_all(careful))
+            careful_text, careful_spans = starts.put_back(self._render_all(careful, begun))
             if tokenizer.controls(text, spans) != tokenizer.controls(careful_text, careful_spans):
                 text, spans = careful_text, careful_spans
         ids = tokenizer.encode_around(text, spans)
@@ -108,9 +108,9 @@ class ChatTemplate:
         """Let the template's process go."""
         self._process.close()
 
-    def _render_all(self, conversation: list[Any]) -> str:
+    def _render_all(self, conversation: list[Any], begun: bool) -> str:
         messages, tools, arguments = conversation
-        return self.render(messages, tools, **arguments)
+        return self.render(messages, tools, begun, **arguments)
 
     def _render(
         self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, begin: bool, kw: dict[str, Any]

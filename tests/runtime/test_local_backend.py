@@ -55,7 +55,7 @@ class Template:
         self.thread = ""
         self.closed = False
 
-    def encode(self, request: ChatRequest, tokenizer: Letters) -> list[int]:
+    def encode(self, request: ChatRequest, tokenizer: Letters, *, begun: bool = True) -> list[int]:
         self.thread = threading.current_thread().name
         self.begun.set()
         assert self.slow.wait(20)
