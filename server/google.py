@@ -20,11 +20,11 @@ routes = APIRouter()
 ENDPOINT = Endpoint("", wire.render_response, wire.StreamRenderer, GOOGLE)
 
 
-@routes.post("/v1/models/{call:path}")
-@routes.post("/v1beta/models/{call:path}")
-async def models_call(request: Request, call: str) -> Response:
+@routes.post("/v1/models/{name:path}")
+@routes.post("/v1beta/models/{name:path}")
+async def models_call(request: Request, name: str) -> Response:
     """`model:method`, as this protocol writes what is asked of whom."""
-    model, _, method = call.rpartition(":")
+    model, _, method = name.rpartition(":")
     body = await read_object(request)
     match method:
         case "generateContent":
