@@ -30,6 +30,15 @@ def beside(context: typer.Context) -> None:
 
 @app.command(context_settings=PASS_ON)
 @fail_cleanly
+def structured(context: typer.Context) -> None:
+    """Ask for answers by JSON schemas: how many are valid, and how much slower they come."""
+    from ..benchmarks.structured import main
+
+    raise typer.Exit(main(context.args) or 0)
+
+
+@app.command(context_settings=PASS_ON)
+@fail_cleanly
 def quality(context: typer.Context) -> None:
     """Perplexity of a model on the native kernels beside float32."""
     from ..benchmarks.quality import main

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from ...wire.errors import BadRequest
 
 QUOTE, BACKSLASH = b'"\\'
+OPENING, CLOSING, DIGITS, POINT = b"[{", b"]}", b"0123456789", ord(".")
+FRACTION_DIGITS, INTEGER_DIGITS = 12, 24  # of a number; a float64 tells 15 apart, and to end it may take some more
+LONG_WAY = 24  # tokens: another walk may be shorter
 LONGEST_WAY = 4096  # tokens of an answer's shortest end that are looked for
 
 
@@ -28,16 +31,27 @@ class Vocabulary:
         self.lengths[list(end_ids)] = 0
         ids = {token: id for id, token in reversed(list(enumerate(spelled))) if token}
         # In this order: what closes most comes first, what opens something last.
-        self.between = [ids[t] for t in (b"}", b"]", b"null", b"0", b'""', b"[]", b"{}", b'"', b"true") if t in ids]
-        self.within = [ids[t] for t in (b'"', b"@", b".", b":") if t in ids]  # a string: what ends it, or gets to its next part
+        self.between = [ids[t] for t in (b"}", b"]", b",", b"null", b"0", b'""', b"[]", b"{}", b'"', b"true", b"1") if t in ids]
+        self.closers = {ids[t] for t in (b"}", b"]") if t in ids}
+        # In a string: what ends it, or gets to its next part.
+        self.within = [ids[t] for t in (b'"', b"@", b".", b":") if t in ids]
+        self.parts = [ids[t] for t in (b'"', b" ", b"-", b"@", b".", b":", b"/", b"0", b"1", b"a", b"A") if t in ids]
 
 
 @dataclass(slots=True)
 class _Place:
-    """Where in JSON a text is: within a string or not."""
+    """Where in JSON a text is: within a string or not, in how many lists and objects, and how far in a number."""
 
     in_string: bool = False
     escaped: bool = False
+    depth: int = 0
+    digits: int = 0
+    has_point: bool = False
+
+    @property
+    def runs_on(self) -> bool:
+        """Whether a number has got longer than what reads it can tell apart."""
+        return self.digits >= (FRACTION_DIGITS if self.has_point else INTEGER_DIGITS)
 
     def go_on(self, spelled: bytes) -> None:
         for byte in spelled:
@@ -47,6 +61,11 @@ class _Place:
                 self.escaped = self.in_string
             elif byte == QUOTE:
                 self.in_string = not self.in_string
+            elif not self.in_string:
+                self.depth += (byte in OPENING) - (byte in CLOSING)
+                in_number = byte in DIGITS or (byte == POINT and self.digits > 0)
+                self.digits = self.digits + (byte != POINT) if in_number else 0
+                self.has_point = in_number and (self.has_point or byte == POINT)
 
 
 class Grammar:
@@ -90,10 +109,13 @@ class Grammar:
         return self._matcher.compute_ff_tokens()[:most] if most > 0 else []
 
     def steer(self, token: int, left: int) -> int:
-        """`token`, or another if the answer could not end within `left` tokens after it, itself included."""
-        if left > self.reserve:
+        """`token`, or another if the answer could not end within `left` tokens after it, itself included, or if it made a
+        number longer that had better end."""
+        if self._place.runs_on and self._spelled(token)[:1].isdigit():
+            return token if (way := self._known_way(left)) is None else (way or self._vocabulary.end_ids)[0]
+        if left > self.reserve * (1 + max(0, self._place.depth)):  # to get out takes no longer than to get in and out again
             return token
-        way = self._way = self.way(left) if self._way is None else self._way
+        way = self._known_way(left)
         if way is None:
             self.reserve = 0  # no end can be reached any more: it is not looked for again
             return token
@@ -107,11 +129,24 @@ class Grammar:
             return (way or self._vocabulary.end_ids)[0]
         return token
 
+    def _known_way(self, most: int) -> list[int] | None:
+        """A way that has been begun is followed to its end: the next one might begin anew, and so for ever."""
+        self._way = self.way(most) if self._way is None else self._way
+        return self._way
+
     def way(self, most: int) -> list[int] | None:
         """A short way from here to an end, found by closing whatever is open; None if it takes more than `most` tokens."""
+        first = self._walk(most, self._vocabulary.within, 2)
+        # A pattern may have to be gone through part by part, where the longest tokens would go on in one of them for ever.
+        other = self._walk(most, self._vocabulary.parts, 1) if first is None or len(first) > LONG_WAY else None
+        return min((found for found in (first, other) if found is not None), key=len, default=None)
+
+    def _walk(self, most: int, within: Sequence[int], at_once: int) -> list[int] | None:
+        """Such a way, by the tokens `within` in a string, each `at_once` times in a row: digits could go on for ever."""
         matcher, place, found = self._matcher.deep_copy(), replace(self._place), []
         while not (matcher.is_accepting() or matcher.is_stopped()):
-            step = matcher.compute_ff_tokens() or [self._closing(matcher, place.in_string)]
+            spent = found[-1] if len(found) >= at_once and len({*found[-at_once:]}) == 1 else None
+            step = matcher.compute_ff_tokens() or [self._closing(matcher, within if place.in_string else None, spent)]
             found += step
             if len(found) > most or not matcher.consume_tokens(step):
                 return None
@@ -119,10 +154,10 @@ class Grammar:
                 place.go_on(self._spelled(token))
         return None if matcher.is_error() else found
 
-    def _closing(self, matcher: LLMatcher, in_string: bool) -> int:
+    def _closing(self, matcher: LLMatcher, within: Sequence[int] | None, spent: int | None) -> int:
         known = self._vocabulary
-        for token in known.within if in_string else known.between:
-            if matcher.validate_tokens([token]):
+        for token in known.between if within is None else within:
+            if (token != spent or token in known.closers) and matcher.validate_tokens([token]):
                 return token
         # Such as a string of at least so many characters: the longest token gets on furthest.
         return int((known.lengths * self._mask_of(matcher)).argmax())

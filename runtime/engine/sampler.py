@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ...kernels.spec import StepOutput
 from ...wire.chat import SamplingParams
+from .grammar import Grammar
 from .request import Sequence
 
 Logits = NDArray[np.float32]
@@ -51,21 +52,34 @@ def sample(result: StepOutput, row: int, sequence: Sequence, end_ids: Ids) -> Sa
     if grammar is None:
         banned = (*end_ids, *params.stop_token_ids) if sequence.n_output < params.min_tokens else ()
         token = _choose(logits, best, sequence, banned)
-    elif params.temperature == 0 and not _is_shaped(params) and grammar.allows(best):
-        token = grammar.steer(best, sequence.left)
     else:
         # A grammar's own end comes before min_tokens: nothing else might be left to say.
-        allowed = np.where(grammar.mask(), logits, np.float32(-np.inf))
-        token = grammar.steer(_choose(allowed, int(allowed.argmax()), sequence, ()), sequence.left)
+        token = grammar.steer(_within(grammar, logits, best, sequence), sequence.left)
     return Sampled(token) if params.logprobs is None else _with_logprobs(logits, token, params.logprobs)
 
 
-def _choose(logits: Logits, best: int, sequence: Sequence, banned: Ids) -> int:
+def _within(grammar: Grammar, logits: Logits, best: int, sequence: Sequence) -> int:
+    """A token that the grammar allows. The model's own choice mostly is one, and then no mask is made: a draw that is taken
+    where it is allowed, and else made again among the allowed ones, has the distribution of those."""
+    params = sequence.request.sampling
+    if not (_is_shaped(params) or _is_truncated(params)):
+        token = _choose(logits, best, sequence, ())
+        if grammar.allows(token):
+            return token
+    allowed = np.where(grammar.mask(), logits, np.float32(-np.inf))
+    return _choose(allowed, int(allowed.argmax()), sequence, (), draw=1)
+
+
+def _choose(logits: Logits, best: int, sequence: Sequence, banned: Ids, draw: int = 0) -> int:
     params = sequence.request.sampling
     shaped = _shape(logits, sequence, banned) if banned or _is_shaped(params) else None
     if params.temperature == 0:
         return best if shaped is None else int(shaped.argmax())
-    return _draw(logits if shaped is None else shaped, params, _uniform(sequence))
+    return _draw(logits if shaped is None else shaped, params, _uniform(sequence, draw))
+
+
+def _is_truncated(p: SamplingParams) -> bool:
+    return bool(p.temperature and (p.top_p < 1 or p.top_k or p.min_p))
 
 
 def _is_shaped(p: SamplingParams) -> bool:
@@ -134,10 +148,10 @@ def _candidates(weights: Logits, params: SamplingParams) -> NDArray[np.intp]:
     return ids
 
 
-def _uniform(sequence: Sequence) -> float:
-    """The random number in [0, 1) for this sequence's next position."""
+def _uniform(sequence: Sequence, draw: int) -> float:
+    """The random number in [0, 1) for this sequence's next position, and for which draw of it."""
     key = np.array([sequence.seed % 2**64, sequence.request.choice], np.uint64)
-    counter = np.array([len(sequence.tokens), 0, 0, 0], np.uint64)
+    counter = np.array([len(sequence.tokens), draw, 0, 0], np.uint64)
     return float(np.random.Generator(np.random.Philox(key=key, counter=counter)).random())
 
 

@@ -58,7 +58,13 @@ def test_a_path_keeps_to_its_description(described: Any, method: str, path: str,
     operation = described[path][method.upper()]
 
     @given(case=operation.as_strategy(generation_mode=mode))
-    @settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much], database=None)
+    @settings(
+        max_examples=20,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+        database=None,
+    )
     def keeps(case: Any) -> None:
         case.call_and_validate(checks=CHECKS)
 

@@ -122,6 +122,63 @@ def test_an_answer_ends_with_its_grammar(compiler):
     assert babble(compiler, grammar, 20, 1.0, 3)[0] in ("yes", "no")
 
 
+@pytest.mark.parametrize(
+    "schema", [{"type": "number", "exclusiveMinimum": 10, "maximum": 11}, {"type": "integer", "multipleOf": 5}]
+)
+def test_a_number_ends(compiler, schema):
+    """It could go on for ever."""
+    for first in ("1", "10.", "10." + 11 * "0", 20 * "5"):
+        grammar = compiled(compiler, schema)
+        assert grammar is not None
+        begun = compiler._tokenizer.encode(first, specials=False)
+        if not all(grammar.allows(token) and not grammar.take(token) for token in begun):
+            continue
+        text, ended = babble(compiler, grammar, 100, 1.0, 1)
+        assert ended and len(text) < 32, text
+        jsonschema.validate(json.loads(first + text), schema)
+
+
+def test_draws_within_a_grammar_have_its_share_of_the_models_distribution(compiler):
+    """A draw that the grammar forbids is made again: of what is allowed, nothing gets likelier for it."""
+    grammar = asyncio.run(compiler.of_format(ResponseFormat("choice", choices=("yes", "no"))))
+    logits = np.zeros(49152, np.float32)  # most of the mass is on what may not be said
+    logits[grammar.mask()] = -60
+    yes, no = (compiler._tokenizer.encode(word, specials=False)[0] for word in ("yes", "no"))
+    logits[yes], logits[no] = 8.0, 7.0
+    request = GenerationRequest("x", [1], SamplingParams(temperature=1.0), grammar=grammar)
+    drawn = []
+    for seed in range(1500):
+        sequence = Sequence(request, seed, 40, Detokenizer(compiler._tokenizer), [1], 1)
+        drawn.append(sample(StepOutput.of(logits[None]), 0, sequence, compiler._tokenizer.eos_ids).token)
+    assert set(drawn) == {yes, no}
+    assert abs(drawn.count(yes) / len(drawn) - np.e / (1 + np.e)) < 0.04
+
+
+NODE = {"type": "object", "properties": {"in": {"type": "array", "items": {"$ref": "#"}}}, "required": ["in"]}
+
+
+def test_what_is_deep_is_closed_in_time(compiler):
+    grammar = compiled(compiler, NODE | {"additionalProperties": False})
+    assert grammar is not None
+    deep = compiler._tokenizer.encode('{"in": [' * 20, specials=False)
+    for token in deep:
+        grammar.take(token)
+    text, ended = babble(compiler, grammar, 60, 0.0, 0)
+    assert ended
+    assert isinstance(json.loads('{"in": [' * 20 + text), dict)
+
+
+@pytest.mark.parametrize("pattern", ["^[A-Z][a-z]* [0-9]+$", "^[a-z]{20}-[0-9]{3}$", "^(/[a-z]+)+/$"])
+def test_a_pattern_is_gone_through_to_its_end(compiler, pattern):
+    schema = {"type": "string", "pattern": pattern}
+    grammar = compiled(compiler, schema)
+    assert grammar is not None
+    assert len(grammar.way(4096) or ()) < 40
+    text, ended = babble(compiler, grammar, 60, 1.0, 0)
+    assert ended
+    jsonschema.validate(json.loads(text), schema)
+
+
 def test_a_cut_pattern_is_led_to_its_end(compiler):
     grammar = asyncio.run(compiler.of_format(ResponseFormat("regex", pattern=r'"[^"]*"')))
     text, ended = babble(compiler, grammar, 9, 1.0, 1)
