@@ -126,7 +126,7 @@ def _write_chat(reply: Reply) -> Iterator[Json]:
 
 
 def _read_responses(body: Json) -> Asked:
-    asked = Asked("openai_responses", body, tools=[tool["name"] for tool in body.get("tools", [])])
+    asked = Asked("openai_responses", body, tools=[tool.get("name", tool["type"]) for tool in body.get("tools", [])])
     items = body["input"] if isinstance(body["input"], list) else [{"role": "user", "content": body["input"]}]
     for item in items:
         if item.get("type") == "function_call_output":
