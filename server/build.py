@@ -11,7 +11,6 @@ from ..ledger.ledger import Ledger, default_url
 from ..ledger.rows import EgressRow
 from ..router import Policy, Router
 from ..router.suppliers.profile import SupplierProfile, load_profiles
-from ..router.suppliers.resilience import Resilient
 from ..runtime.catalogue import catalogue
 from ..runtime.embedder import Embedder
 from ..runtime.engine import Engine, EngineConfig
@@ -20,6 +19,7 @@ from ..runtime.local_backend import LocalBackend
 from ..runtime.models.encoder import is_encoder
 from ..runtime.shelf import Shelf
 from ..runtime.store import default_root
+from ..wire.backend import Backend
 from ..wire.client import HttpBackend
 from ..wire.egress import Egress, EgressRecord
 from ..wire.errors import ModelFileError
@@ -49,7 +49,7 @@ async def build_services(settings: Settings, files: Sequence[tuple[str, Path]]) 
     shelf: Shelf[Engine] = Shelf(settings.engine.memory_mb << 20)
     local: list[LocalBackend] = []
     embedders: dict[str, Embedder] = {}
-    remote: dict[str, tuple[SupplierProfile, Resilient]] = {}
+    remote: dict[str, tuple[SupplierProfile, Backend]] = {}
     clients: list[HttpBackend] = []
 
     async def close() -> None:
@@ -81,7 +81,7 @@ async def build_services(settings: Settings, files: Sequence[tuple[str, Path]]) 
             pass
         for name, profile in profiles.items():
             clients.append(HttpBackend(profile.connection(), profile.models, egress))
-            remote[name] = (profile, Resilient(clients[-1], name))
+            remote[name] = (profile, profile.guarded(clients[-1]))
         policy = Policy(settings.router.air_gap, allowed, settings.router.ladder)
         router = Router(local, remote, policy, ledger)
         jobs = load_jobs([CONFIGS / "jobs", default_root() / "jobs"])

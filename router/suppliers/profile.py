@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ...wire.backend import ModelInfo
+from ...wire.backend import Backend, ModelInfo
 from ...wire.client import Connection
 from ...wire.errors import BaseloadError
 from ...wire.protocols import PROTOCOLS
+from .limits import Limited
+from .resilience import Resilient
 
 KINDS = tuple(PROTOCOLS)
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")  # it comes before the slash of a model's name on the wire
@@ -39,6 +41,10 @@ class SupplierProfile:
     connect_s: float = 10.0
     first_byte_s: float = 60.0
     between_bytes_s: float = 60.0
+    max_concurrent: int = 0  # 0: no limit; also below
+    requests_per_minute: int = 0
+    tokens_per_minute: int = 0
+    patience_s: float = 10.0  # how long a request may wait for its turn
 
     @property
     def host(self) -> str:
@@ -51,6 +57,17 @@ class SupplierProfile:
         if self.api_key_env and not os.environ.get(self.api_key_env):
             return f"the environment variable {self.api_key_env} is not set"
         return ""
+
+    def guarded(self, backend: Backend) -> Backend:
+        """`backend` with retries, breakers and this supplier's limits."""
+        return Limited(
+            Resilient(backend, self.name),
+            self.name,
+            at_once=self.max_concurrent,
+            requests_per_minute=self.requests_per_minute,
+            tokens_per_minute=self.tokens_per_minute,
+            patience_s=self.patience_s,
+        )
 
     def connection(self) -> Connection:
         """How wire/client.py is to call it."""
@@ -80,7 +97,10 @@ def parse_profile(name: str, table: Mapping[str, Any]) -> SupplierProfile:
     for key in ("base_url", "kind", "api_key_env", "price_provider"):
         if not isinstance(values.get(key, ""), str):
             raise SupplierError(f"supplier {name}: {key} must be a string")
-    for key in ("connect_s", "first_byte_s", "between_bytes_s"):
+    for key in ("max_concurrent", "requests_per_minute", "tokens_per_minute"):
+        if type(values.get(key, 0)) is not int or values.get(key, 0) < 0:
+            raise SupplierError(f"supplier {name}: {key} must be a whole number, 0 for no limit")
+    for key in ("connect_s", "first_byte_s", "between_bytes_s", "patience_s"):
         if type(values.get(key, 1.0)) not in (int, float) or not 0 < values.get(key, 1.0) < math.inf:
             raise SupplierError(f"supplier {name}: {key} must be a positive number of seconds")
     if values.get("kind", KINDS[0]) not in KINDS:

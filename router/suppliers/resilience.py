@@ -86,7 +86,11 @@ class Resilient:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._backend, self._name, self._sleep = backend, name, sleep
-        self.breaker, self.budget = Breaker(clock), RetryBudget()
+        self._clock, self._breakers, self.budget = clock, dict[str, Breaker](), RetryBudget()
+
+    def breaker(self, model: str) -> Breaker:
+        """The breaker of one of its models: that one is overloaded or gone says nothing of another."""
+        return self._breakers.setdefault(model, Breaker(self._clock))
 
     @property
     def models(self) -> tuple[ModelInfo, ...]:
@@ -100,14 +104,14 @@ class Resilient:
     async def generate(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
         """See Backend.generate."""
         self.budget.live += 1
-        retries = 0
+        retries, breaker = 0, self.breaker(request.model)
         try:
             while True:
-                if not self.breaker.admits():
-                    yield self._resting()
+                if not breaker.admits():
+                    yield self._resting(breaker)
                     return
                 # Admitted while half open: this call is the probe, and only its end decides for the others.
-                probe = self.breaker.probing
+                probe = breaker.probing
                 begun, failure = False, None
                 try:
                     async with aclosing(self._backend.generate(request)) as events:
@@ -117,10 +121,10 @@ class Resilient:
                                 break
                             begun = True
                             yield event
-                    self._judge(failure, probe)
+                    _judge(breaker, failure, probe)
                 finally:
                     if probe:
-                        self.breaker.abandoned()  # nothing, unless its client left
+                        breaker.abandoned()  # nothing, unless its client left
                 if failure is None:
                     return
                 if begun or not failure.retryable or not self._may_retry(failure, retries):
@@ -139,19 +143,20 @@ class Resilient:
             return False
         return retries > 0 or self.budget.take()
 
-    def _judge(self, failure: Failure | None, probe: bool) -> None:
-        if self.breaker.open_until is not None and not probe:
-            return  # a call from before the breaker opened
-        # A refusal of the request (4xx) says that the supplier works; 429 that it is alive but wants a pause.
-        if failure is None or (400 <= failure.status < 500 and failure.status != 429):
-            self.breaker.succeeded()
-        else:
-            self.breaker.failed()
-
-    def _resting(self) -> Failure:
-        wait = max(1.0, (self.breaker.open_until or 0) - self.breaker.clock())
+    def _resting(self, breaker: Breaker) -> Failure:
+        wait = max(1.0, (breaker.open_until or 0) - breaker.clock())
         message = f"The supplier {self._name} has failed repeatedly and is left alone for now."
         return Failure(message, 503, "server_error", "supplier_resting", retryable=False, retry_after=wait)
+
+
+def _judge(breaker: Breaker, failure: Failure | None, probe: bool) -> None:
+    if breaker.open_until is not None and not probe:
+        return  # a call from before the breaker opened
+    # A refusal of the request (4xx) says that the supplier works; 429 that it is alive but wants a pause.
+    if failure is None or (400 <= failure.status < 500 and failure.status != 429):
+        breaker.succeeded()
+    else:
+        breaker.failed()
 
 
 def _wait_s(failure: Failure, retries: int) -> float:

@@ -40,6 +40,9 @@ class Answering:
     async def handle(self, request: ChatRequest, context: object) -> Any:
         return SimpleNamespace(events=self.events(), attempts=(), cost_usd=None, route="local")
 
+    def tokenizing(self, name: str) -> Any:
+        raise NotImplementedError
+
     async def count_tokens(self, request: ChatRequest) -> int:
         return 1
 

@@ -280,7 +280,7 @@ async def test_after_the_first_word_nothing_is_tried_again():
 
 async def test_a_refusal_is_not_tried_again():
     _, source, guarded = await resilient((status(400), "close"))
-    assert source.calls == 1 and guarded.breaker.failures == 0
+    assert source.calls == 1 and guarded.breaker("big").failures == 0
 
 
 def test_the_retry_budget_is_a_share_of_what_is_live():
@@ -320,7 +320,7 @@ def test_a_probe_whose_client_left_lets_the_next_one_probe():
 async def test_an_open_breaker_calls_nobody():
     async with upstream((GOOD, "close")) as (source, backend):
         guarded = Resilient(backend, "acme", clock=lambda: 5.0, sleep=no_sleep)
-        guarded.breaker.open_until = 9.0
+        guarded.breaker("big").open_until = 9.0
         (failure,) = await collect(guarded.generate(REQUEST))
         assert isinstance(failure, Failure) and failure.status == 503 and failure.retry_after == 4 and source.calls == 0
 

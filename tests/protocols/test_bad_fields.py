@@ -30,7 +30,8 @@ WRONG: dict[str, list[Any]] = {
     "list": ["x", 7, True, {"a": 1}],
     "object": ["x", 7, True, [1]],
     "stops": [7, True, {}, [7], [""], ["x"] * 65, ["x" * 2000]],
-    "messages": [None, "x", 7, {}, [], [7], ["x"], [{}], [{"role": "x", "content": "y"}], [{"role": "user", "content": 7}], [[]]],
+    "messages": [None, "x", 7, {}, [], [7], ["x"], [{}], [[]], [{"role": "x", "content": "y"}],
+                 [{"role": "user", "content": 7}]],
     "model": [None, "", 7, True, [], {}, "x" * 300],
     "tools": ["x", 7, {"a": 1}, [7], ["x"], [{"type": "function"}], [{"type": "function", "function": {"name": ""}}]],
 }  # fmt: skip
@@ -39,21 +40,26 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
 SAMPLED = {
     "temperature": "temperature", "top_p": "share", "presence_penalty": "penalty", "frequency_penalty": "penalty",
     "seed": "integer", "n": "count", "stop": "stops", "max_tokens": "count", "logit_bias": "object", "min_tokens": "integer",
-    "ignore_eos": "flag", "stop_token_ids": "list", "stream": "flag", "stream_options": "object", "user": "text", "baseload": "object",
+    "ignore_eos": "flag", "stop_token_ids": "list", "stream": "flag", "stream_options": "object", "user": "text",
+    "baseload": "object",
 }  # fmt: skip
 OPTIONS = {"temperature": "temperature", "top_p": "share", "seed": "integer", "stop": "stops", "presence_penalty": "penalty"}
-GOOGLES = {"temperature": "temperature", "topP": "share", "seed": "integer", "stopSequences": "stops", "maxOutputTokens": "count",
-           "candidateCount": "count", "responseSchema": "object"}  # fmt: skip
+GOOGLES = {"temperature": "temperature", "topP": "share", "seed": "integer", "stopSequences": "stops",
+           "maxOutputTokens": "count", "candidateCount": "count", "responseSchema": "object"}  # fmt: skip
 
 Parse = Callable[[Json], Any]
 REQUESTS: dict[str, tuple[Parse, Json, dict[str, str]]] = {
     "chat": (
         openai_chat.parse_request,
         {"model": "m", "messages": USER},
-        SAMPLED | {"model": "model", "messages": "messages", "tools": "tools", "max_completion_tokens": "count", "logprobs": "flag",
-                   "parallel_tool_calls": "flag", "response_format": "object"},
+        SAMPLED | {"model": "model", "messages": "messages", "tools": "tools", "max_completion_tokens": "count",
+                   "logprobs": "flag", "parallel_tool_calls": "flag", "response_format": "object"},
     ),
-    "completions": (openai_completions.parse_completion_request, {"model": "m", "prompt": "x"}, SAMPLED | {"model": "model", "echo": "flag"}),
+    "completions": (
+        openai_completions.parse_completion_request,
+        {"model": "m", "prompt": "x"},
+        SAMPLED | {"model": "model", "echo": "flag"},
+    ),
     "responses": (
         openai_responses.parse_request,
         {"model": "m", "input": "x"},
@@ -64,8 +70,8 @@ REQUESTS: dict[str, tuple[Parse, Json, dict[str, str]]] = {
     "messages": (
         anthropic_messages.parse_request,
         {"model": "m", "max_tokens": 9, "messages": USER},
-        {"model": "model", "messages": "messages", "max_tokens": "count", "top_p": "share", "stop_sequences": "stops", "stream": "flag",
-         "metadata": "object", "tools": "list", "tool_choice": "object", "output_config": "object"},
+        {"model": "model", "messages": "messages", "max_tokens": "count", "top_p": "share", "stop_sequences": "stops",
+         "stream": "flag", "metadata": "object", "tools": "list", "tool_choice": "object", "output_config": "object"},
     ),
     "generate": (
         lambda body: google_generate.parse_request(body, "m", False),
@@ -75,14 +81,19 @@ REQUESTS: dict[str, tuple[Parse, Json, dict[str, str]]] = {
     "ollama chat": (
         ollama.parse_chat,
         {"model": "m", "messages": USER, "options": {}},
-        {f"options.{name}": kind for name, kind in OPTIONS.items()} | {"messages": "messages", "stream": "flag", "options": "object"},
+        {f"options.{name}": kind for name, kind in OPTIONS.items()}
+        | {"messages": "messages", "stream": "flag", "options": "object"},
     ),
     "ollama generate": (
         ollama.parse_generate,
         {"model": "m", "prompt": "x", "options": {}},
         {f"options.{name}": kind for name, kind in OPTIONS.items()} | {"system": "text", "raw": "flag", "prompt": "text"},
     ),
-    "embeddings": (embeddings.parse_embeddings, {"model": "m", "input": "x"}, {"model": "model", "dimensions": "count", "user": "text"}),
+    "embeddings": (
+        embeddings.parse_embeddings,
+        {"model": "m", "input": "x"},
+        {"model": "model", "dimensions": "count", "user": "text"},
+    ),
     "rerank": (
         embeddings.parse_rerank,
         {"model": "m", "query": "q", "documents": ["d"]},

@@ -81,7 +81,7 @@ async def test_an_older_calls_failure_does_not_lengthen_the_pause():
     guarded.now = OPEN_S
     await guarded.begin()
     assert guarded.first == TextDelta("a")
-    assert guarded.backend.breaker.pause_s == OPEN_S
+    assert guarded.backend.breaker(REQUEST.model).pause_s == OPEN_S
 
 
 async def test_a_probes_failure_does():

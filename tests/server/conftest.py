@@ -69,6 +69,9 @@ class ScriptedRouter:
         self.asked.append((request, context))
         return ScriptedHandling(self._run(request))
 
+    def tokenizing(self, name: str) -> Any:
+        raise NotImplementedError
+
     async def count_tokens(self, request: ChatRequest) -> int | None:
         self.resolve(request.model)
         return sum(len(m.text.split()) for m in request.messages)
