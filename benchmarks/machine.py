@@ -69,7 +69,7 @@ def find_server(port: int) -> psutil.Process | None:
     return None
 
 
-def _tree_seconds(process: psutil.Process) -> float:
+def tree_seconds(process: psutil.Process) -> float:
     """CPU seconds that a process and its children have used."""
     total = 0.0
     try:
@@ -136,7 +136,7 @@ class Watch:
         )
 
     def _counts(self) -> tuple[float, float, float, float]:
-        return time.perf_counter(), _busy_seconds(), time.process_time(), _tree_seconds(self._server) if self._server else 0.0
+        return time.perf_counter(), _busy_seconds(), time.process_time(), tree_seconds(self._server) if self._server else 0.0
 
     async def _tick(self) -> None:
         while True:

@@ -53,3 +53,12 @@ def kernels(context: typer.Context) -> None:
     from ..benchmarks.kernels import main
 
     raise typer.Exit(main(context.args) or 0)
+
+
+@app.command(context_settings=PASS_ON)
+@fail_cleanly
+def gateway(context: typer.Context) -> None:
+    """What the server adds to a supplier's answers, beside asking it directly."""
+    from ..benchmarks.gateway import main
+
+    raise typer.Exit(main(context.args) or 0)
