@@ -82,18 +82,19 @@ egress = Table(
 )
 
 TABLES: dict[type[Row], Table] = {RequestRow: requests, AttemptRow: attempts, OutcomeRow: outcomes, EgressRow: egress}
+NAMES = {kind: tuple(f.name for f in dataclasses.fields(kind)) for kind in TABLES}
 
 
 def values(row: Row) -> dict[str, Any]:
     """The row as column values, with text that UTF-8 cannot hold made harmless."""
-    out = {f.name: _clean(getattr(row, f.name)) for f in dataclasses.fields(row)}
+    out = {name: _clean(getattr(row, name)) for name in NAMES[type(row)]}
     if isinstance(row, OutcomeRow):
         out["id"] = uuid.uuid4().hex
     return out
 
 
 def _clean(value: Any) -> Any:
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+    return value if not isinstance(value, str) or value.isascii() else value.encode("utf-8", "replace").decode()
 
 
 def upsert(table: Table) -> Insert:

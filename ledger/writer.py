@@ -197,10 +197,10 @@ class Writer:
 
 
 def _write(connection: Connection, batch: Sequence[_Entry]) -> None:
-    """One transaction. Rows of one table keep their order, so that a finish replaces its start."""
+    """One transaction. Of rows with one id only the last is written: a finish that comes with its start replaces it here."""
     for table, statement in UPSERTS.items():
-        if rows := [entry.values for entry in batch if entry.table is table]:
-            connection.execute(statement, rows)
+        if rows := {entry.values["id"]: entry.values for entry in batch if entry.table is table}:
+            connection.execute(statement, list(rows.values()))
     connection.commit()
 
 

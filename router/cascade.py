@@ -41,6 +41,7 @@ class Attempt:
         self.finishes: dict[int, Finish] = {}
         self.failure: Failure | None = None
         self.rejected = 0  # the first choice that failed a check
+        self._first_token_s: float | None = None
         self._usage: Usage | None = None
         self._ended = False
         ledger.add(self.row)
@@ -48,8 +49,8 @@ class Attempt:
     def saw(self, event: Event, *, keep: bool) -> None:
         """Take note of an event; `keep` it if the answer is to be judged."""
         if isinstance(event, TextDelta | ReasoningDelta | ToolCallDelta):
-            if self.row.first_token_s is None:
-                self.row = replace(self.row, first_token_s=time.monotonic() - self._clock)
+            if self._first_token_s is None:
+                self._first_token_s = time.monotonic() - self._clock
         elif isinstance(event, Usage):
             self._usage = event
         elif isinstance(event, Finish):
@@ -77,6 +78,7 @@ class Attempt:
         usage = self._usage or Usage(0, 0)
         self.row = replace(
             self.row,
+            first_token_s=self._first_token_s,
             duration_s=time.monotonic() - self._clock,
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
@@ -93,7 +95,7 @@ class Attempt:
         answer cost nothing."""
         provider = self.place.price_provider
         if not provider or self._usage is None:
-            return 0.0 if provider and self.failure and self.row.first_token_s is None else None
+            return 0.0 if provider and self.failure and self._first_token_s is None else None
         return retail_usd(provider, _their_name(self.place), self._usage)
 
 

@@ -1,6 +1,6 @@
 """Why a request ran where it ran, as data that can be stored and explained."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -26,4 +26,5 @@ class Decision:
 
     def as_json(self) -> dict[str, Any]:
         """For the ledger."""
-        return asdict(self)
+        rungs = [{"name": r.name, "allowed": r.allowed, "gate": r.gate, "reason": r.reason} for r in self.rungs]
+        return {"asked": self.asked, "mode": self.mode, "rungs": rungs, "checks": self.checks, "buffered": self.buffered}

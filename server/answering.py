@@ -136,6 +136,8 @@ class Making:
     def _whole(self) -> ChatRequest:
         """The request as its renderer sees it: with the choices of all prompts."""
         ask = self._asks[0]
+        if len(self._asks) == 1:
+            return ask
         return replace(ask, sampling=replace(ask.sampling, n=ask.sampling.n * len(self._asks)))
 
     def _end(self, failure: Failure) -> None:

@@ -15,15 +15,17 @@ from typing import Any
 import orjson
 
 from .backend import ModelInfo
-from .chat import ChatRequest, Event, Failure
+from .chat import ChatRequest, Event, Failure, Finish
 from .egress import NETWORK_ERRORS, Egress, Response, Session, what_broke
 from .errors import BaseloadError
 from .protocols import PROTOCOLS
 from .sse import SseParser, TooLong
+from .upstream import run_together
 
 log = logging.getLogger("baseload.wire")
 
 MAX_EVENT, MAX_BODY, MAX_ERROR = 1 << 20, 64 << 20, 64 << 10  # bytes of an upstream's event, answer and error
+REST_S = 1.0  # for what a transfer sends after its last word: its own end
 RETRYABLE = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 
 
@@ -50,6 +52,7 @@ class HttpBackend:
         self._models = tuple(models)
         self._egress = egress
         self._session: Session | None = None
+        self._ending: set[asyncio.Task[None]] = set()
 
     @property
     def models(self) -> tuple[ModelInfo, ...]:
@@ -62,6 +65,8 @@ class HttpBackend:
 
     async def close(self) -> None:
         """Close the connections."""
+        for task in self._ending:
+            task.cancel()
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -85,16 +90,30 @@ class HttpBackend:
         of = self.connection
         body = self._protocol.request(request, request.model, of.drop_fields)
         headers = {**self._protocol.headers(of.api_key), **(of.headers or {}), "idempotency-key": uuid.uuid4().hex}
+        headers["content-type"] = "application/json"
         url = of.base_url.rstrip("/") + self._protocol.path(request.model)
-        post = self._opened().post(url, json=body, headers=headers, allow_redirects=False)
+        post = self._opened().post(url, data=orjson.dumps(body), headers=headers, allow_redirects=False)
         async with asyncio.timeout(of.connect_s + of.first_byte_s):
             response = await post
+        last, whole = None, False
         try:
-            async for event in self._read(request, response):
-                yield event
+            async for last in self._read(request, response):
+                yield last
+            whole = isinstance(last, Finish)
         finally:
-            # The rest of an answer that nobody wants is not read: the connection goes, and with it the supplier's work.
-            response.close()
+            if whole:
+                self._keep(response)
+            else:
+                # The rest of an answer that nobody wants is not read: the connection goes, and with it the supplier's work.
+                response.close()
+
+    def _keep(self, response: Response) -> None:
+        """Keep the connection for another call. Many servers send the end of a transfer after its last word, by
+        itself: it is waited for, but not by the client."""
+        if not response.content.at_eof():
+            task = asyncio.create_task(_rest(response))
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
 
     async def _read(self, request: ChatRequest, response: Response) -> AsyncGenerator[Event, None]:
         if response.status != 200:
@@ -108,29 +127,28 @@ class HttpBackend:
                 yield event
             return
         parser = self._protocol.stream(request.sampling.n)
-        async for data in self._data(response):
-            for event in parser.feed(data):
+        async for came in self._data(response):
+            for event in run_together([event for data in came for event in parser.feed(data)]):
                 yield event
             if parser.ended:
                 return
         for event in parser.close():
             yield event
 
-    async def _data(self, response: Response) -> AsyncGenerator[str, None]:
-        """The data of each event. Bounded in length and in the time between whole lines."""
+    async def _data(self, response: Response) -> AsyncGenerator[list[str], None]:
+        """The data of events, those together that come together. Bounded in length and in the time between whole lines."""
         parser, total, lines, wait = SseParser(MAX_EVENT), 0, 0, self.connection.between_bytes_s
         until = time.monotonic() + wait
         while chunk := await asyncio.wait_for(response.content.readany(), until - time.monotonic()):
             total += len(chunk)
             if total > MAX_BODY:
                 raise TooLong
-            for data in parser.feed(chunk):
-                yield data
+            if came := parser.feed(chunk):
+                yield came
             if parser.lines > lines:
                 # Counted from here, not from the line's coming: what a slow client takes is not the supplier's silence.
                 lines, until = parser.lines, time.monotonic() + wait
-        for data in parser.close():
-            yield data
+        yield parser.close()
 
     async def _whole(self, request: ChatRequest, response: Response) -> list[Event]:
         try:
@@ -170,6 +188,17 @@ class HttpBackend:
         if self._session is None:
             self._session = self._egress.session(connect_s=self.connection.connect_s)
         return self._session
+
+
+async def _rest(response: Response) -> None:
+    """Read the end of a transfer, which gives its connection back. Anything else than the end costs it the connection."""
+    try:
+        async with asyncio.timeout(REST_S):
+            await response.content.readany()
+    except NETWORK_ERRORS:
+        pass
+    finally:
+        response.close()  # which leaves one alone that was given back
 
 
 def _code(body: Any) -> str:

@@ -1,9 +1,10 @@
 """What reading any supplier's answer has in common: its chunks are JSON, there is one end, and counts are money."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
-from .chat import Event, Failure, Finish, Usage
+from .chat import Event, Failure, Finish, TextDelta, Usage
 from .errors import BadRequest
 from .json_body import loads
 
@@ -67,6 +68,22 @@ class ChoicesParser(ChunkParser):
             return super().silence()
         self.ended = True
         return [*([self.usage] if self.usage else []), *(self.finishes[i] for i in sorted(self.finishes))]
+
+
+def run_together(events: Sequence[Event]) -> Iterator[Event]:
+    """The same events, with text that came together as one: what it costs to pass on counts by the event, not by the word."""
+    for _, run in groupby(events, _belongs_to):
+        first, *more = run
+        if more and isinstance(first, TextDelta):
+            pieces = [first, *(e for e in more if isinstance(e, TextDelta))]
+            yield TextDelta("".join(e.text for e in pieces), first.index, sum(e.tokens for e in pieces))
+        else:
+            yield from (first, *more)
+
+
+def _belongs_to(event: Event) -> object:
+    """Equal for neighbours that are one text; probabilities stay with their own piece."""
+    return event.index if type(event) is TextDelta and not event.logprobs else event
 
 
 def count_of(table: Mapping[str, Any] | None, name: str) -> int:
