@@ -33,9 +33,10 @@ class Place:
 class Attempt:
     """One backend's try, being written down as it goes."""
 
-    def __init__(self, request_id: str, n: int, place: Place, ledger: Ledger) -> None:
+    def __init__(self, request_id: str, n: int, place: Place, ledger: Ledger, role: str = "answer") -> None:
+        """`role`: answer, repair (of one that failed its checks), judge, or shadow (nobody waits for it)."""
         model = place.rung.model.id
-        self.place, self._ledger, self._clock = place, ledger, time.monotonic()
+        self.place, self.role, self._ledger, self._clock = place, role, ledger, time.monotonic()
         self.row = AttemptRow(uuid.uuid4().hex, request_id, n, place.rung.supplier or "local", model, started_ts=time.time())
         self.events: list[Event] = []
         self.finishes: dict[int, Finish] = {}
@@ -96,14 +97,14 @@ class Attempt:
         provider = self.place.price_provider
         if not provider or self._usage is None:
             return 0.0 if provider and self.failure and self._first_token_s is None else None
-        return retail_usd(provider, _their_name(self.place), self._usage)
+        return retail_usd(provider, their_name(self.place), self._usage)
 
 
 async def attempt_events(request: ChatRequest, attempt: Attempt, *, keep: bool) -> AsyncGenerator[Event, None]:
     """The backend's events, noted on their way. Leaving early stops the backend and closes the row."""
     egress.request_id.set(attempt.row.request_id)
     try:
-        async with aclosing(attempt.place.backend.generate(replace(request, model=_their_name(attempt.place)))) as events:
+        async with aclosing(attempt.place.backend.generate(replace(request, model=their_name(attempt.place)))) as events:
             async for event in events:
                 attempt.saw(event, keep=keep)
                 yield event
@@ -112,7 +113,7 @@ async def attempt_events(request: ChatRequest, attempt: Attempt, *, keep: bool) 
             attempt.over(accepted=False, error="cancelled")
 
 
-def _their_name(place: Place) -> str:
+def their_name(place: Place) -> str:
     """What the backend itself calls the model."""
     return place.rung.model.id.removeprefix(f"{place.rung.supplier}/") if place.rung.supplier else place.rung.model.id
 

@@ -1,11 +1,12 @@
 """Hard gates: pure functions (request, policy, rung) -> Allowed | Denied. A denial is final; no later stage undoes it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ..wire.backend import ModelInfo
 from ..wire.chat import ChatRequest, Image
 from ..wire.errors import BadRequest, BaseloadError, ContextLengthExceeded, EgressDenied, Forbidden
+from .placement import Rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +15,17 @@ class Policy:
 
     air_gap: bool = False
     allowed_suppliers: frozenset[str] = frozenset()
-    ladder: tuple[str, ...] = ()  # "supplier/model", in the order of trying
+    ladder: tuple[str, ...] = ()  # after the first local model: local models, or "supplier/model", in the order of trying
+    data_classes: Mapping[str, frozenset[str]] | None = None  # the suppliers that may see each; an unlisted class goes nowhere
+    data_class: str = ""  # of requests that name none
+    repairs: int = 0  # more tries of a local model, with the evidence, before the next place
+    max_attempts: int = 6
+    max_usd: float = 0.0  # for one request, and for one conversation; 0: no limit of this kind
+    conversation_usd: float = 0.0
+    latch: bool = True  # who has called a tool gets its result
+    spill_waiting: int = 0  # so many requests waiting for the local model: the next go to suppliers first; 0: never
+    shadow: float = 0.0  # share of kept answers that a supplier gives too, to learn from
+    rules: tuple[Rule, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +77,16 @@ def request_allows(request: ChatRequest, policy: Policy, rung: Rung) -> Allowed 
     return Allowed()
 
 
+def data_may_leave(request: ChatRequest, policy: Policy, rung: Rung) -> Allowed | Denied:
+    """What is of a class goes to the suppliers that the class names."""
+    named = request.extras.data_class or policy.data_class
+    if not rung.supplier or not named:
+        return Allowed()
+    if rung.supplier in (policy.data_classes or {}).get(named, frozenset()):
+        return Allowed()
+    return Denied("data_class", f"data of the class {named[:60]!r} may not go to {rung.supplier}")
+
+
 def supplier_ready(request: ChatRequest, policy: Policy, rung: Rung) -> Allowed | Denied:
     """A supplier without its key cannot be called."""
     return Denied("ready", f"{rung.supplier}: {rung.not_ready}") if rung.not_ready else Allowed()
@@ -108,6 +129,7 @@ GATES: tuple[Gate, ...] = (
     air_gap,
     supplier_allowed,
     request_allows,
+    data_may_leave,
     supplier_ready,
     plain_completion_is_local,
     fits_context,

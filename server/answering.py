@@ -12,8 +12,10 @@ from starlette.responses import Response
 
 from ..harness.job import prepare
 from ..router.router import RequestContext
+from ..wire import fields
 from ..wire.chat import ChatRequest, Event, Failure
 from ..wire.errors import BadRequest, ModelNotFound
+from ..wire.fields import MAX_NAME
 from .logs import Notes
 from .metrics import Meter
 from .replies import failure_reply, json_reply
@@ -21,6 +23,12 @@ from .services import Handling, Life, Services
 from .shapes import OPENAI, Shape
 from .streaming import ClientGone, EventFlow, EventStream, Renderer, collect, together, unless_gone
 
+# What clients may say of a request in a header, where they can't add to its body; and how agents name a conversation.
+HEADERS = {
+    "x-baseload-data-class": "data_class", "x-baseload-budget-usd": "budget_usd", "x-baseload-task": "task",
+    "x-baseload-session": "session",
+}  # fmt: skip
+SESSIONS = ("x-claude-code-session-id", "session-id", "x-session-id")
 HEAD_START_S = 0.2  # an answer that fails within this time gets a status of its own, even if a stream was asked for
 
 
@@ -38,6 +46,7 @@ async def answer(request: Request, endpoint: Endpoint, asks: Sequence[ChatReques
     """Ask, answer: all `asks` as the choices of one. The work stops when the client leaves."""
     life: Life = request.app.state.life
     services = life.require()
+    asks = [told(ask, request.headers) for ask in asks]
     asks = [name_known(prepare(ask, services.jobs), services, request.app.state.default_model) for ask in asks]
     notes: Notes = request.scope["state"]["notes"]
     notes.model = asks[0].model
@@ -58,6 +67,23 @@ async def count(request: Request, ask: ChatRequest) -> int:
     if found is None:
         raise BadRequest("The length of a prompt to this model is known to its supplier alone.", param="model")
     return found
+
+
+def told(ask: ChatRequest, headers: Mapping[str, str]) -> ChatRequest:
+    """`ask` with what its headers tell Baseload, where its body doesn't. Raises BadRequest."""
+    said = {field: headers[name] for name, field in HEADERS.items() if headers.get(name)}
+    said.setdefault("session", next((headers[name] for name in SESSIONS if headers.get(name)), ""))
+    named = {field: value for field, value in said.items() if value and not getattr(ask.extras, field)}
+    if not named:
+        return ask
+    given: dict[str, Any] = {k: v[:MAX_NAME] if k == "session" else v for k, v in named.items()}
+    if "budget_usd" in given:
+        try:
+            given["budget_usd"] = float(given["budget_usd"])
+        except ValueError as error:
+            raise BadRequest("The header x-baseload-budget-usd must be a number.", param="baseload.budget_usd") from error
+    more = fields.extras({"baseload": given})
+    return replace(ask, extras=replace(ask.extras, **{field: getattr(more, field) for field in given}))
 
 
 def name_known(ask: ChatRequest, services: Services, default_model: str) -> ChatRequest:

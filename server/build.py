@@ -10,6 +10,7 @@ from ..harness.job import load_jobs
 from ..ledger.ledger import Ledger, default_url
 from ..ledger.rows import EgressRow
 from ..router import Policy, Router
+from ..router.placement import parse_rules
 from ..router.suppliers.profile import SupplierProfile, load_profiles
 from ..runtime.catalogue import catalogue
 from ..runtime.embedder import Embedder
@@ -82,13 +83,36 @@ async def build_services(settings: Settings, files: Sequence[tuple[str, Path]]) 
         for name, profile in profiles.items():
             clients.append(HttpBackend(profile.connection(), profile.models, egress))
             remote[name] = (profile, profile.guarded(clients[-1]))
-        policy = Policy(settings.router.air_gap, allowed, settings.router.ladder)
-        router = Router(local, remote, policy, ledger)
+        router = Router(local, remote, policy_of(settings), ledger, partial(_waiting, shelf))
         jobs = load_jobs([CONFIGS / "jobs", default_root() / "jobs"])
     except BaseException:
         await close()
         raise
     return Services(router, ledger, lambda: shelf.loaded, embedders, jobs, close)
+
+
+def _waiting(shelf: Shelf[Engine]) -> int:
+    return sum(engine.stats().waiting for engine in shelf.loaded.values())
+
+
+def policy_of(settings: Settings) -> Policy:
+    """The policy in the settings. Raises RuleError."""
+    told = settings.router
+    return Policy(
+        told.air_gap,
+        frozenset(told.allowed_suppliers),
+        told.ladder,
+        data_classes={name: frozenset(suppliers) for name, suppliers in settings.data_classes.items()},
+        data_class=told.data_class,
+        repairs=told.repairs,
+        max_attempts=told.max_attempts,
+        max_usd=told.max_usd,
+        conversation_usd=told.conversation_usd,
+        latch=told.latch,
+        spill_waiting=told.spill_waiting,
+        shadow=told.shadow,
+        rules=parse_rules(settings.rules),
+    )
 
 
 def load_options(settings: EngineSettings) -> LoadOptions:

@@ -82,7 +82,15 @@ class RouterSettings:
 
     air_gap: bool = False  # nothing leaves this machine
     allowed_suppliers: tuple[str, ...] = ()
-    ladder: tuple[str, ...] = ()  # "supplier/model", tried in this order when the local answer fails its checks
+    ladder: tuple[str, ...] = ()  # local models or "supplier/model", tried in this order when an answer fails its checks
+    repairs: int = bounded(0, 0, 8)  # more tries of a local model, told why it failed, before the next place
+    max_attempts: int = bounded(6, 1, 64)  # of one request
+    max_usd: float = bounded(0.0, 0, 1e6)  # what suppliers may ask for one request; 0: no limit
+    conversation_usd: float = bounded(0.0, 0, 1e6)  # and for a conversation
+    data_class: str = ""  # of requests that name none; [data_classes] says which suppliers may see which class
+    latch: bool = True  # a model that has called a tool gets its result
+    spill_waiting: int = bounded(0, 0, 1_048_576)  # so many requests waiting: the next go to suppliers first; 0: never
+    shadow: float = bounded(0.0, 0, 1)  # share of kept local answers that a supplier is asked for too, to learn from
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +112,7 @@ class LogSettings:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All sections. `suppliers` holds the tables [suppliers.<name>] as they are; the router reads them."""
+    """All sections. The tables [suppliers.<name>], [data_classes] and [[rules]] are held as they are; the router reads them."""
 
     server: ServerSettings = ServerSettings()
     models: ModelsSettings = ModelsSettings()
@@ -113,8 +121,11 @@ class Settings:
     ledger: LedgerSettings = LedgerSettings()
     log: LogSettings = LogSettings()
     suppliers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    data_classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    rules: tuple[Mapping[str, Any], ...] = ()
 
 
+TABLES = ("suppliers", "data_classes", "rules")
 SECTIONS = {
     "server": ServerSettings,
     "models": ModelsSettings,
@@ -160,15 +171,16 @@ def load(
             origins[key] = origin
     suppliers = _suppliers(table, path)
     origins.update({f"suppliers.{name}": f"file {path}" for name in suppliers})
-    return _assemble(values, suppliers), origins
+    tables = {"suppliers": suppliers, "data_classes": _data_classes(table, path), "rules": _rules(table, path)}
+    return _assemble(values, tables), origins
 
 
-def _assemble(values: Mapping[str, Any], suppliers: Mapping[str, Mapping[str, Any]]) -> Settings:
+def _assemble(values: Mapping[str, Any], tables: Mapping[str, Any]) -> Settings:
     sections = {
         name: section(**{f.name: values[f"{name}.{f.name}"] for f in fields(section) if f"{name}.{f.name}" in values})
         for name, section in SECTIONS.items()
     }
-    return Settings(**sections, suppliers=suppliers)
+    return Settings(**sections, **tables)
 
 
 # ------------------------------------------------------------------------------------------------------- the layers
@@ -189,10 +201,10 @@ def _read_file(config: Path | None) -> tuple[dict[str, Any], Path | None]:
 
 def _from_file(table: Mapping[str, Any], path: Path | None) -> Iterator[tuple[str, Any, str]]:
     for name, section in table.items():
-        if name == "suppliers":
+        if name in TABLES:
             continue
         if name not in SECTIONS:
-            raise SettingsError(f"file {path}: unknown section [{name}]{_near(name, [*SECTIONS, 'suppliers'])}")
+            raise SettingsError(f"file {path}: unknown section [{name}]{_near(name, [*SECTIONS, *TABLES])}")
         if not isinstance(section, dict):
             raise SettingsError(f"file {path}: [{name}] must be a table")
         for key, value in section.items():
@@ -215,6 +227,20 @@ def _suppliers(table: Mapping[str, Any], path: Path | None) -> dict[str, Mapping
     if not isinstance(suppliers, dict) or not all(isinstance(value, dict) for value in suppliers.values()):
         raise SettingsError(f"file {path}: write suppliers as tables, [suppliers.<name>]")
     return suppliers
+
+
+def _data_classes(table: Mapping[str, Any], path: Path | None) -> dict[str, tuple[str, ...]]:
+    found = table.get("data_classes", {})
+    if not isinstance(found, dict):
+        raise SettingsError(f"file {path}: [data_classes] must be a table of lists of suppliers")
+    return {name: _words(value, f"file {path}: data_classes.{name}") for name, value in found.items()}
+
+
+def _rules(table: Mapping[str, Any], path: Path | None) -> tuple[Mapping[str, Any], ...]:
+    found = table.get("rules", [])
+    if not isinstance(found, list) or not all(isinstance(rule, dict) for rule in found):
+        raise SettingsError(f"file {path}: write rules as tables, [[rules]]")
+    return tuple(found)
 
 
 def _near(key: str, known: Any) -> str:

@@ -139,6 +139,10 @@ class Extras:
 
     checks: tuple[Mapping[str, Any], ...] = ()  # definitions of done, as data (router/checks.py)
     allow_suppliers: bool = True  # false: this request must stay local
+    data_class: str = ""  # of what it holds; the policy says which classes may go where
+    budget_usd: float | None = None  # what suppliers may ask for it, all tries together
+    task: str = ""  # the kind of work, as the client calls it
+    session: str = ""  # the conversation it belongs to, by a name of the client's
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from .errors import BadRequest
 MAX_SCHEMA_BYTES, MAX_SCHEMA_DEPTH = 256 << 10, 64
 MAX_PATTERN, MAX_CHOICES = 65_536, 1024
 MAX_IMAGE_BYTES = 20 << 20
+NAMED, MAX_NAME = ("data_class", "task", "session"), 128  # words in `baseload`
 MAX_DESCRIPTION = 65_536  # characters of a tool's description
 NAMES = {str: "a string", bool: "true or false", list: "a list", dict: "an object", int: "an integer", float: "a number"}
 
@@ -135,13 +136,25 @@ def stream_options(body: Mapping[str, Any]) -> tuple[bool, bool]:
 def extras(body: Mapping[str, Any]) -> Extras:
     """What the client tells Baseload itself, in the object `baseload`."""
     found = read(body, "baseload", dict, {})
-    known = {"checks", "allow_suppliers"}
+    known = {"checks", "allow_suppliers", *NAMED, "budget_usd"}
     if unknown := sorted(set(found) - known):
         raise bad("baseload", f"has an unknown key; known are {', '.join(sorted(known))}") from KeyError(unknown[0])
     checks = items(found, "checks", 16)
     if not all(isinstance(c, dict) and isinstance(c.get("type"), str) for c in checks):
         raise bad("baseload.checks", "must be objects with a 'type'")
-    return Extras(tuple(checks), read(found, "allow_suppliers", bool, True, at="baseload."))
+    return Extras(
+        tuple(checks),
+        read(found, "allow_suppliers", bool, True, at="baseload."),
+        budget_usd=number({"baseload.budget_usd": found.get("budget_usd")}, "baseload.budget_usd", None, 0, 1e6),
+        **{name: _name(found, name) for name in NAMED},
+    )
+
+
+def _name(found: Mapping[str, Any], name: str) -> str:
+    value = read(found, name, str, "", at="baseload.")
+    if len(value) > MAX_NAME:
+        raise bad(f"baseload.{name}", f"must have at most {MAX_NAME} characters")
+    return value
 
 
 def response_format(body: Mapping[str, Any]) -> ResponseFormat:

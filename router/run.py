@@ -1,0 +1,187 @@
+"""A request being carried out: places in their order, answers held back until their verdict where there are checks."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+
+from ..ledger.ledger import Ledger
+from ..ledger.rows import RequestRow
+from ..wire.chat import ChatRequest, Event, Failure, Finish
+from .budget import within
+from .cascade import Attempt, Place, attempt_events, judge, their_name, with_evidence
+from .checks import Check, Verdict
+from .conversation import Conversation
+from .decision import Decision, Note
+from .policy import Denied, Policy
+
+CLIENTS_FAULT = range(400, 429)  # of the local model's failures: the next rung would say the same
+
+
+class Handling:
+    """One request on its way. `events` ends in a Finish per choice or one Failure; the rest grows with it."""
+
+    def __init__(self, decision: Decision, route: str, conversation: Conversation) -> None:
+        self.decision, self.route, self.conversation = decision, route, conversation
+        self.events: AsyncGenerator[Event, None]
+        self.attempts: list[Attempt] = []
+
+    @property
+    def cost_usd(self) -> float | None:
+        """What suppliers ask for it at list price; None where one of them has no known price."""
+        prices = [a.row.retail_usd for a in self.attempts if a.place.rung.supplier]
+        known = [p for p in prices if p is not None]
+        return sum(known) if len(known) == len(prices) else None
+
+    def note(self, by: str, why: str) -> None:
+        """Add to the reasons."""
+        self.decision = replace(self.decision, notes=(*self.decision.notes, Note(by, why)))
+
+
+class Run:
+    """One request on its way through `places`. `handling` is what others see of it."""
+
+    def __init__(
+        self,
+        request: ChatRequest,
+        row: RequestRow,
+        checks: Sequence[Check],
+        places: Sequence[Place],
+        handling: Handling,
+        policy: Policy,
+        ledger: Ledger,
+    ) -> None:
+        self._request, self._row, self._checks, self._places = request, row, checks, places
+        self._handling, self._policy, self._ledger = handling, policy, ledger
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """The events that the client sees, with the request's row closed at the end whatever happens."""
+        handling, status, error = self._handling, "cancelled", None
+        self._ledger.add(self._row)  # not before the first step: events that nobody ever reads could not close the row again
+        try:
+            cascade = self._checked if handling.decision.buffered else self._direct
+            async with aclosing(cascade()) as events:
+                async for event in events:
+                    if isinstance(event, Failure):
+                        status, error = "failed", event.code
+                    yield event
+            if status != "failed":
+                status = "done"
+                handling.conversation.place = handling.route
+        finally:
+            handling.conversation.usd += handling.cost_usd or 0.0
+            decision = handling.decision.as_json()
+            end = {"route": handling.route, "status": status, "finished_ts": time.time(), "error_code": error}
+            self._ledger.add(replace(self._row, decision=decision, **end))
+
+    async def _direct(self) -> AsyncGenerator[Event, None]:
+        """Stream at once. A place that fails before its first word hands over to the next; checks are only recorded."""
+        denied: Denied | None = None
+        for n, place in enumerate(self._places):
+            asked = self._affordable(self._request, place)
+            if isinstance(asked, Denied):
+                denied = asked
+                continue
+            attempt, begun = self._begin(place), False
+            async with aclosing(attempt_events(asked, attempt, keep=bool(self._checks))) as events:
+                async for event in events:
+                    if isinstance(event, Failure) and not begun and _next_may_do_better(event, n, self._places):
+                        break
+                    begun = True
+                    if isinstance(event, Finish) and len(attempt.finishes) == asked.sampling.n:
+                        verdicts = await self._judged(attempt) if self._checks else []
+                        attempt.over(accepted=all(v.passed for v in verdicts))
+                    yield event
+            attempt.over(accepted=False)
+            if begun:
+                return
+        if denied is not None:
+            yield _denied(denied)
+
+    async def _checked(self) -> AsyncGenerator[Event, None]:
+        """Hold each answer back until its verdict; a failed one goes to the next try with the evidence."""
+        asked = self._request
+        last: Failure | list[Verdict] = []
+        for n, place in enumerate(self._places):
+            for turn in range(1 if place.rung.supplier else 1 + self._policy.repairs):
+                if len(self._handling.attempts) >= self._policy.max_attempts:
+                    self._handling.note("attempts", f"{self._policy.max_attempts} tries are all that the policy allows")
+                    yield self._end(last)
+                    return
+                sent = self._affordable(asked, place)
+                if isinstance(sent, Denied):
+                    last = last or _denied(sent)
+                    break
+                attempt = self._begin(place, "repair" if turn else "answer")
+                async with aclosing(attempt_events(sent, attempt, keep=True)) as events:
+                    async for _ in events:
+                        pass
+                if attempt.failure is not None:
+                    attempt.over(accepted=False)
+                    last = attempt.failure
+                    if not _next_may_do_better(attempt.failure, n, self._places):
+                        yield last
+                        return
+                    break
+                verdicts = await self._judged(attempt)
+                accepted = all(v.passed for v in verdicts)
+                attempt.over(accepted=accepted)
+                if accepted:
+                    for event in attempt.events:
+                        yield event
+                    return
+                last, asked = verdicts, with_evidence(self._request, attempt, verdicts)
+        yield self._end(last)
+
+    def _affordable(self, request: ChatRequest, place: Place) -> ChatRequest | Denied:
+        """`request` as its budgets allow it here; a denial is noted."""
+        if not place.rung.supplier:
+            return request
+        found = within(request, place.price_provider, their_name(place), self._left_usd())
+        if isinstance(found, Denied):
+            self._handling.note(found.gate, f"{place.rung.name}: {found.reason}")
+        return found
+
+    def _left_usd(self) -> float | None:
+        """What suppliers may still ask for; None: any amount. What has no known price has no known cost: nothing is left."""
+        policy, said = self._policy, self._handling.conversation.usd
+        limits = [self._request.extras.budget_usd, policy.max_usd or None]
+        limits.append(policy.conversation_usd - said if policy.conversation_usd else None)
+        known = [limit for limit in limits if limit is not None]
+        spent = self._handling.cost_usd
+        return None if not known else 0.0 if spent is None else min(known) - spent
+
+    def _begin(self, place: Place, role: str = "answer") -> Attempt:
+        attempt = Attempt(self._row.id, len(self._handling.attempts), place, self._ledger, role)
+        self._handling.attempts.append(attempt)
+        self._handling.route = place.rung.name
+        return attempt
+
+    async def _judged(self, attempt: Attempt) -> list[Verdict]:
+        return await asyncio.to_thread(judge, self._request, self._checks, attempt, self._ledger)
+
+    def _end(self, last: Failure | list[Verdict]) -> Failure:
+        """No place gave an answer that passes: which checks failed, and why nobody else was asked."""
+        if isinstance(last, Failure):
+            return last
+        why = "; ".join(f"{v.check}: {v.evidence}" for v in last if not v.passed)
+        if not any(a.place.rung.supplier for a in self._handling.attempts):
+            decision = self._handling.decision
+            denied = [f"{r.name}: {r.reason}" for r in decision.rungs if not r.allowed]
+            denied += [note.why for note in decision.notes if note.by in ("budget", "attempts")]
+            denied = denied or ["no supplier is configured for it"]
+            message = f"The answer did not pass its checks ({why}), and it may not be escalated ({'; '.join(denied)})."
+            return Failure(message, 403, "permission_error", "escalation_denied")
+        return Failure(f"No answer passed its checks ({why}).", 502, "server_error", "checks_failed")
+
+
+def _denied(denied: Denied) -> Failure:
+    return Failure(f"{denied.reason}.", 403, "permission_error", denied.gate)
+
+
+def _next_may_do_better(failure: Failure, n: int, places: Sequence[Place]) -> bool:
+    """What the local model refuses, or is too busy for, is not bought; what one supplier refuses another may take."""
+    if n + 1 >= len(places):
+        return False
+    return bool(places[n].rung.supplier) or (failure.status not in CLIENTS_FAULT and failure.status != 429)
