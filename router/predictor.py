@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 MIN_ROWS = 20
 MAX_ROWS = 8000  # training rows that are kept: memory and a decision's time grow with them
 TRIAL_ROWS = 1000  # rows on which weights and noise are chosen
-WEIGHTS = (0.1, 0.3, 1.0, 3.0)
+WEIGHTS = (0.2, 3.0)
 NOISES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 UNFAMILIAR = 0.005  # the part of the training prompts themselves that would count as unfamiliar
 PRIOR_ROWS = 20  # how many rows of its own a class needs to weigh as much as the mean of all
@@ -108,7 +108,12 @@ class Predictor:
             cut = slice(start, start + BLOCK)
             some = None if attempts is None else attempts[cut]
             rows = encode(self.encoding, tasks[cut], some, vectors[cut] if vectors is not None and self.reads_vectors else None)
-            out[cut], familiar[cut] = self._forecast(rows)
+            out[cut], familiar[cut] = self.forecast(rows, tasks[cut])
+        return out, familiar
+
+    def forecast(self, rows: Points, tasks: Sequence[Task]) -> tuple[Floats, Floats]:
+        """The same of requests that are numbers already."""
+        out, familiar = self._resembling(rows)
         for row in np.flatnonzero(familiar < self.least_familiar):
             out[row] = self.prior(tasks[row])
         return np.clip(out, 0, 1), familiar
@@ -117,7 +122,7 @@ class Predictor:
         """[2]: what its group, or else its class, is known to do."""
         return self.priors.get(f"group:{task.group}", self.priors.get(f"class:{task_class(task)}", self.mean))
 
-    def _forecast(self, rows: Points) -> tuple[Floats, Floats]:
+    def _resembling(self, rows: Points) -> tuple[Floats, Floats]:
         out = np.tile(self.mean, (len(rows.terms), 1))
         w, nothing = self.weights, np.zeros(2)
         for row, (ids, values) in enumerate(rows.terms):
@@ -142,15 +147,21 @@ def fit(examples: Examples, provenance: Mapping[str, Any] | None = None, seed: i
         raise ValueError(f"a predictor needs the outcomes of at least {MIN_ROWS} requests, not {len(outcomes)}")
     if not ((outcomes >= 0) & (outcomes <= 1)).all():
         raise ValueError("an outcome is outside of 0..1")
-    chance = np.random.default_rng(seed)
-    rows = np.sort(chance.permutation(len(outcomes))[:MAX_ROWS])
+    rows = np.sort(np.random.default_rng(seed).permutation(len(outcomes))[:MAX_ROWS])
     tasks = [examples.tasks[i] for i in rows]
     attempts = None if examples.attempts is None else [examples.attempts[i] for i in rows]
     encoding = learn_encoding(tasks, attempts)
     points = encode(encoding, tasks, attempts, None if examples.vectors is None else examples.vectors[rows])
-    outcomes, size = outcomes[rows], len(encoding.vocabulary)
+    return fit_points(encoding, points, tasks, outcomes[rows], provenance, seed)
+
+
+def fit_points(
+    encoding: Encoding, points: Points, tasks: Sequence[Task], outcomes: Floats, provenance: Mapping[str, Any] | None = None, seed: int = 0
+) -> Predictor:
+    """The same from requests that are numbers already; outcomes [N, 2]."""
+    chance, size = np.random.default_rng(seed), len(encoding.vocabulary)
     mean = outcomes.mean(0)
-    trial = np.sort(chance.permutation(len(rows))[:TRIAL_ROWS])
+    trial = np.sort(chance.permutation(len(tasks))[:TRIAL_ROWS])
     weights, noise, error = _choose(grams(points.take(trial), size), np.diff(outcomes[trial], axis=1)[:, 0])
     alpha = _solve(grams(points, size), weights, noise, outcomes - mean)
     kept = Points([], points.known, points.prompt, points.answer, points.vector, [])
@@ -160,39 +171,44 @@ def fit(examples: Examples, provenance: Mapping[str, Any] | None = None, seed: i
         _by_group(points.groups, alpha * weights["group"]) if "group" in weights else {},
         _priors(tasks, outcomes, mean), _least_familiar(points),
         {
-            **(provenance or {}), "rows": len(rows), "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            **(provenance or {}), "rows": len(tasks), "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "features_version": FEATURES_VERSION, "noise": noise, "weights": weights, "local_ok": float(mean[0]),
             "strong_ok": float(mean[1]), "gap_explained": 1 - error / variance if variance > 0 else 0.0,
         },
     )  # fmt: skip
 
 
-def leave_one_out(kernel: Floats, values: Floats, noise: Sequence[float]) -> list[float]:
-    """The mean squared error of each row's forecast from all others, for each noise: e_i = a_i / (K + noise I)^-1_ii
+def leave_one_out(kernel: Floats, values: Floats, noise: Sequence[float]) -> list[Floats]:
+    """Each row's squared error when forecast from all others, [N] for each noise: e_i = a_i / (K + noise I)^-1_ii
     (Rasmussen and Williams, equation 5.12), by one eigendecomposition of kernel [N, N]."""
     eigen, basis = np.linalg.eigh(kernel)
     turned, squares = basis.T @ values, basis * basis
     errors = []
     for one in noise:
         inverse = 1 / (np.maximum(eigen, 0) + one)
-        errors.append(float(np.mean((basis @ (inverse * turned) / (squares @ inverse)) ** 2)))
+        errors.append((basis @ (inverse * turned) / (squares @ inverse)) ** 2)
     return errors
 
 
 def _choose(parts: Mapping[str, Matrix], gap: Floats) -> tuple[dict[str, float], float, float]:
-    """Weights, noise and error: each part's weight in turn, the best of WEIGHTS."""
-    weights = {kind: 1.0 if kind in ("prompt", "answer") else 0.3 for kind in KINDS if kind in parts}
+    """Weights, noise and error. Parts weigh the same, unless another weight of one is better by more than the standard error
+    of the difference: on so few rows most differences are chance."""
+    weights = {kind: 1.0 for kind in KINDS if kind in parts}
     values = gap - gap.mean()
 
-    def trial(tried: Mapping[str, float]) -> tuple[float, float]:
-        return min(zip(leave_one_out(_mix(parts, tried), values, NOISES), NOISES, strict=True))
+    def trial(tried: Mapping[str, float]) -> tuple[Floats, float]:
+        found = leave_one_out(_mix(parts, tried), values, NOISES)
+        best = int(np.argmin([errors.mean() for errors in found]))
+        return found[best], NOISES[best]
 
-    error, noise = trial(weights)
+    errors, noise = trial(weights)
     for kind in weights:
         for weight in WEIGHTS:
-            if weight != weights[kind] and (found := trial(weights | {kind: weight}))[0] < error:
-                (error, noise), weights = found, weights | {kind: weight}
-    return weights, noise, error
+            found, its_noise = trial(weights | {kind: weight})
+            better = errors - found
+            if better.mean() > better.std() / np.sqrt(len(better)):
+                errors, noise, weights = found, its_noise, weights | {kind: weight}
+    return weights, noise, float(errors.mean())
 
 
 def _mix(parts: Mapping[str, Matrix], weights: Mapping[str, float]) -> Floats:
