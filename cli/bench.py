@@ -62,3 +62,12 @@ def gateway(context: typer.Context) -> None:
     from ..benchmarks.gateway import main
 
     raise typer.Exit(main(context.args) or 0)
+
+
+@app.command(context_settings=PASS_ON)
+@fail_cleanly
+def routing(context: typer.Context) -> None:
+    """How well a router learned from outcomes chooses between two models."""
+    from ..benchmarks.routing import main
+
+    raise typer.Exit(main(context.args) or 0)
