@@ -145,9 +145,11 @@ class Writer:
         return max(0.0, self._queue[0].due - time.monotonic())
 
     def _commit(self, connection: Connection, batch: Sequence[_Entry]) -> None:
-        synced = any(entry.waiter for entry in batch)
-        connection.exec_driver_sql(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
-        connection.commit()  # the level may only change between transactions
+        level = "FULL" if any(entry.waiter for entry in batch) else "NORMAL"
+        if connection.info.get("synchronous") != level:
+            connection.exec_driver_sql(f"PRAGMA synchronous = {level}")
+            connection.commit()  # the level may only change between transactions
+            connection.info["synchronous"] = level  # of this connection to the file; a new one has a new `info`
         try:
             _write(connection, batch)
         except Exception as error:

@@ -72,18 +72,17 @@ class ChoicesParser(ChunkParser):
 
 def run_together(events: Sequence[Event]) -> Iterator[Event]:
     """The same events, with text that came together as one: what it costs to pass on counts by the event, not by the word."""
-    for _, run in groupby(events, _belongs_to):
-        first, *more = run
-        if more and isinstance(first, TextDelta):
-            pieces = [first, *(e for e in more if isinstance(e, TextDelta))]
-            yield TextDelta("".join(e.text for e in pieces), first.index, sum(e.tokens for e in pieces))
+    for index, run in groupby(events, _text_of_choice):
+        if index is None:
+            yield from run
         else:
-            yield from (first, *more)
+            pieces = [e for e in run if isinstance(e, TextDelta)]
+            yield TextDelta("".join(e.text for e in pieces), index, sum(e.tokens for e in pieces))
 
 
-def _belongs_to(event: Event) -> object:
-    """Equal for neighbours that are one text; probabilities stay with their own piece."""
-    return event.index if type(event) is TextDelta and not event.logprobs else event
+def _text_of_choice(event: Event) -> int | None:
+    """Whose text it is; None for anything else. Probabilities belong to their own piece of text, which stays as it is."""
+    return event.index if isinstance(event, TextDelta) and not event.logprobs else None
 
 
 def count_of(table: Mapping[str, Any] | None, name: str) -> int:

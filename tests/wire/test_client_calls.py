@@ -183,6 +183,72 @@ def test_a_message_that_was_changed_is_written_anew():
     assert render_request(other, "big")["messages"] == [{"role": "user", "content": "hi"}]
 
 
+# ------------------------------------------------------------------------------------------------- connections
+
+CHUNKED = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+def chunked(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+async def calls(source: HttpBackend, n: int) -> list[list[Event]]:
+    try:
+        said = []
+        async with asyncio.timeout(10):
+            for _ in range(n):
+                said.append([event async for event in source.generate(REQUEST)])
+                await asyncio.sleep(0.1)
+        return said
+    finally:
+        await source.close()
+
+
+async def test_one_connection_serves_many_streams_though_the_transfers_end_comes_late():
+    async def stream(writer: asyncio.StreamWriter) -> None:
+        writer.write(CHUNKED + chunked(WORD % b'"stop"' + b"data: [DONE]\n\n"))
+        await writer.drain()
+        await asyncio.sleep(0.03)
+        writer.write(b"0\r\n\r\n")
+
+    async with listening(stream) as (port, requests):
+        said = await calls(backend(f"http://127.0.0.1:{port}"), 3)
+    assert said == [[TextDelta("a", tokens=1), Finish("stop")]] * 3
+    assert requests == [3]
+
+
+@pytest.mark.parametrize("after", [chunked(b"data: more\n\n"), b""], ids=["more", "nothing"])
+async def test_a_transfer_that_does_not_end_costs_its_connection_and_nobody_waits_for_it(after: bytes):
+    async def stream(writer: asyncio.StreamWriter) -> None:
+        writer.write(CHUNKED + chunked(WORD % b'"stop"' + b"data: [DONE]\n\n"))
+        await writer.drain()
+        await asyncio.sleep(0.03)
+        writer.write(after)
+
+    async with listening(stream) as (port, requests):
+        said = await calls(backend(f"http://127.0.0.1:{port}"), 3)
+    assert said == [[TextDelta("a", tokens=1), Finish("stop")]] * 3
+    assert requests == [1, 1, 1]
+
+
+async def test_a_stream_that_ends_badly_costs_its_connection():
+    async def stream(writer: asyncio.StreamWriter) -> None:
+        writer.write(CHUNKED + chunked(b"data: nonsense\n\n") + b"0\r\n\r\n")
+
+    async with listening(stream) as (port, _):
+        for events in await calls(backend(f"http://127.0.0.1:{port}"), 2):
+            assert only_failure(events).status == 502
+
+
+async def test_text_that_comes_together_is_one_event():
+    async def stream(writer: asyncio.StreamWriter) -> None:
+        writer.write(CHUNKED + chunked(WORD % b"null" * 3 + WORD % b'"stop"' + b"data: [DONE]\n\n") + b"0\r\n\r\n")
+
+    async with listening(stream) as (port, _):
+        (events,) = await calls(backend(f"http://127.0.0.1:{port}"), 1)
+    assert events == [TextDelta("aaaa", tokens=4), Finish("stop")]
+
+
 # ------------------------------------------------------------------------------------------------- the door
 
 
