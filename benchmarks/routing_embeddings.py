@@ -15,31 +15,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime.models.encoder import Encoder, Tokens
-from ..runtime.store import Store, default_root
+from ..router.prompt_encoder import TextEncoder
+from ..runtime.store import default_root
 
 PART = 512  # texts of one file
-CUT = 128  # tokens of a prompt that are read; what a question is about stands at its start
-LONGEST = 20_000  # characters of a prompt that are tokenised
-
-
-class TextEncoder:
-    """An encoder that cuts long texts. `embed` is what a predictor asks for."""
-
-    def __init__(self, name: str, cut: int = CUT) -> None:
-        """A model's name or folder. Raises ModelFileError, ModelNotFound."""
-        folder = Store(default_root()).ensure(name)
-        self._encoder = Encoder(folder)
-        self.name, self.cut = name, min(cut, self._encoder.longest)
-        self.digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """[N, dim] of length 1."""
-        return self._encoder.embed([self._tokens(text) for text in texts])
-
-    def _tokens(self, text: str) -> Tokens:
-        found = self._encoder._core.encode(text[:LONGEST].encode("utf-8", "replace").decode("utf-8"))
-        return Tokens(found.ids[: self.cut], found.type_ids[: self.cut])
 
 
 def embed_cached(encoder: TextEncoder, texts: Sequence[str], stop_after_s: float = float("inf")) -> NDArray[np.float32] | None:

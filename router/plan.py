@@ -34,10 +34,19 @@ class Forecast:
 
 
 class Predictor(Protocol):
-    """What forecasts. Called outside of the event loop."""
+    """What forecasts. Called outside of the event loop; None where it has nothing to say."""
 
     def forecast(self, request: ChatRequest) -> Forecast | None:
-        """None where it has nothing to say."""
+        """Before anybody is asked."""
+        ...
+
+    @property
+    def reads_answers(self) -> bool:
+        """Whether it has something to say of a local answer."""
+        ...
+
+    def review(self, request: ChatRequest, answer: str) -> Forecast | None:
+        """After the local model's `answer`."""
         ...
 
 

@@ -93,6 +93,10 @@ class Router:
             return Target("supplier", (self._remote[name],))
         raise ModelNotFound(f"The model {name[:80]!r} does not exist.", param="model")
 
+    def _reviews(self, places: Sequence[Place]) -> bool:
+        """Whether a local answer is to be held back until it has been looked at: there is somebody else to ask."""
+        return self._predictor is not None and self._predictor.reads_answers and any(p.rung.supplier for p in places)
+
     def _place(self, name: str) -> Place:
         return self._remote.get(name) or self._local.get(name) or next(iter(self._local.values()))
 
@@ -119,7 +123,7 @@ class Router:
             mode=target.mode,
             rungs=tuple(_rung_decision(place, verdict) for place, verdict in judged),
             checks=tuple(c["type"] for c in checks),
-            buffered=bool(checks) and target.mode == "auto",
+            buffered=target.mode == "auto" and bool(checks or self._reviews(allowed)),
             notes=planned.notes,
         )
         row = RequestRow(
@@ -137,7 +141,8 @@ class Router:
             self._ledger.add(replace(row, status="failed", finished_ts=time.time(), error_code=denied.gate))
             raise denied.error(f"{denied.reason}.", param="model" if denied.gate != "context" else "messages")
         handling = Handling(decision, "" if decision.buffered else planned.places[0].rung.name, conversation)
-        run = Run(request, row, checks, planned.places, handling, self._policy, self._ledger)
+        reviewer = self._predictor if self._reviews(planned.places) else None
+        run = Run(request, row, checks, planned.places, handling, self._policy, self._ledger, reviewer)
         handling.events = run.events()
         return handling
 

@@ -2,18 +2,20 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from types import MappingProxyType
 
 from ..ledger.ledger import Ledger
-from ..ledger.rows import RequestRow
+from ..ledger.rows import OutcomeRow, RequestRow
 from ..wire.chat import ChatRequest, Event, Failure, Finish
 from .budget import within
 from .cascade import Attempt, Place, attempt_events, judge, their_name, with_evidence
 from .checks import Check, Verdict
 from .conversation import Conversation
 from .decision import Decision, Note
+from .plan import Predictor
 from .policy import Denied, Policy
 
 CLIENTS_FAULT = range(400, 429)  # of the local model's failures: the next rung would say the same
@@ -34,9 +36,9 @@ class Handling:
         known = [p for p in prices if p is not None]
         return sum(known) if len(known) == len(prices) else None
 
-    def note(self, by: str, why: str) -> None:
+    def note(self, by: str, why: str, numbers: Mapping[str, float] = MappingProxyType({})) -> None:
         """Add to the reasons."""
-        self.decision = replace(self.decision, notes=(*self.decision.notes, Note(by, why)))
+        self.decision = replace(self.decision, notes=(*self.decision.notes, Note(by, why, numbers)))
 
 
 class Run:
@@ -51,7 +53,10 @@ class Run:
         handling: Handling,
         policy: Policy,
         ledger: Ledger,
+        reviewer: Predictor | None = None,
     ) -> None:
+        """`reviewer`: who says of a local answer whether a supplier's would be better."""
+        self._reviewer = reviewer
         self._request, self._row, self._checks, self._places = request, row, checks, places
         self._handling, self._policy, self._ledger = handling, policy, ledger
 
@@ -124,7 +129,9 @@ class Run:
                         yield last
                         return
                     break
-                verdicts = await self._judged(attempt)
+                verdicts = await self._judged(attempt) if self._checks else []
+                if all(v.passed for v in verdicts) and n + 1 < len(self._places) and not place.rung.supplier:
+                    verdicts += await self._reviewed(attempt)
                 accepted = all(v.passed for v in verdicts)
                 attempt.over(accepted=accepted)
                 if accepted:
@@ -160,6 +167,24 @@ class Run:
 
     async def _judged(self, attempt: Attempt) -> list[Verdict]:
         return await asyncio.to_thread(judge, self._request, self._checks, attempt, self._ledger)
+
+    async def _reviewed(self, attempt: Attempt) -> list[Verdict]:
+        """What the reviewer says against a local answer; nothing where it is good enough."""
+        if self._reviewer is None:
+            return []
+        answer = attempt.answers(1)[0].text
+        forecast = await asyncio.to_thread(self._reviewer.review, self._request, answer)
+        if forecast is None:
+            return []
+        numbers = {"gap": forecast.gap, "threshold": forecast.threshold, **forecast.numbers}
+        doubts = forecast.gap > forecast.threshold
+        self._handling.note("confidence", "the answer looks doubtful" if doubts else "the answer will do", numbers)
+        verdict = Verdict("confidence", not doubts, "the answer looks doubtful" if doubts else "", -forecast.gap)
+        row = attempt.row
+        self._ledger.add(
+            OutcomeRow(row.request_id, row.id, verdict.check, verdict.passed, verdict.score, verdict.evidence, time.time())
+        )
+        return [verdict] if doubts else []
 
     def _end(self, last: Failure | list[Verdict]) -> Failure:
         """No place gave an answer that passes: which checks failed, and why nobody else was asked."""

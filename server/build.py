@@ -10,7 +10,9 @@ from ..harness.job import load_jobs
 from ..ledger.ledger import Ledger, default_url
 from ..ledger.rows import EgressRow
 from ..router import Policy, Router
+from ..router.forecaster import Forecaster
 from ..router.placement import parse_rules
+from ..router.prompt_encoder import TextEncoder
 from ..router.suppliers.profile import SupplierProfile, load_profiles
 from ..runtime.catalogue import catalogue
 from ..runtime.embedder import Embedder
@@ -27,6 +29,7 @@ from ..wire.errors import ModelFileError
 from .services import Services
 from .settings import EngineSettings, Settings
 
+EMBEDDER = "all-minilm-l6-v2"  # of prompts, for a predictor that reads vectors
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
@@ -83,7 +86,8 @@ async def build_services(settings: Settings, files: Sequence[tuple[str, Path]]) 
         for name, profile in profiles.items():
             clients.append(HttpBackend(profile.connection(), profile.models, egress))
             remote[name] = (profile, profile.guarded(clients[-1]))
-        router = Router(local, remote, policy_of(settings), ledger, partial(_waiting, shelf))
+        forecaster = Forecaster(default_root() / "router", partial(TextEncoder, EMBEDDER))
+        router = Router(local, remote, policy_of(settings), ledger, partial(_waiting, shelf), forecaster)
         jobs = load_jobs([CONFIGS / "jobs", default_root() / "jobs"])
     except BaseException:
         await close()

@@ -68,8 +68,9 @@ class Encoder:
         """Whether it scores pairs."""
         return "classifier.weight" in self._weights
 
-    def tokens(self, text: str | Sequence[int], second: str | None = None) -> Tokens:
-        """A text, given as ids maybe, or a pair. Raises ContextLengthExceeded, BadRequest."""
+    def tokens(self, text: str | Sequence[int], second: str | None = None, cut: int = 0) -> Tokens:
+        """A text, given as ids maybe, or a pair; `cut`: no more than its first tokens. Raises ContextLengthExceeded,
+        BadRequest."""
         if not isinstance(text, str):
             if not all(0 <= id < self.vocab for id in text):
                 raise BadRequest(f"'input' has a token id outside of the vocabulary of {self.vocab} tokens.", param="input")
@@ -80,6 +81,7 @@ class Encoder:
             except (UnicodeEncodeError, TypeError) as error:
                 raise BadRequest("The text is not valid Unicode.", param="input") from error
             ids, kinds = found.ids, found.type_ids
+        ids, kinds = (ids[:cut], kinds[:cut]) if cut else (ids, kinds)
         if len(ids) > self.longest:
             raise ContextLengthExceeded(
                 f"This model's maximum context length is {self.longest} tokens. However, your input has {len(ids)} tokens. "

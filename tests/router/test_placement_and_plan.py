@@ -204,7 +204,12 @@ def test_the_oldest_conversation_is_forgotten_first():
 
 
 def router_of(
-    ledger: Any, *, waiting: int = 0, forecast: Forecast | None = None, **policy: Any
+    ledger: Any,
+    *,
+    waiting: int = 0,
+    forecast: Forecast | None = None,
+    reviewed: Callable[[str], Forecast] | None = None,
+    **policy: Any,
 ) -> tuple[Router, Script, Script]:
     table = {
         "base_url": "http://127.0.0.1:1",
@@ -216,8 +221,13 @@ def router_of(
     given: Any = {"allowed_suppliers": frozenset({"acme"}), "ladder": (AWAY,)} | policy
 
     class Says:
+        reads_answers = reviewed is not None
+
         def forecast(self, request: ChatRequest) -> Forecast | None:
             return forecast
+
+        def review(self, request: ChatRequest, answer: str) -> Forecast | None:
+            return reviewed(answer) if reviewed else None
 
     return Router([home], {"acme": (profile, away)}, Policy(**given), ledger, lambda: waiting, Says()), home, away
 
@@ -237,6 +247,22 @@ async def test_a_forecast_decides_who_is_asked_first(ledger: Any, gap: float, ro
     assert handling.route == route
     [note] = handling.decision.notes
     assert note.by == "predictor" and dict(note.numbers) == {"gap": gap, "threshold": 0.2}
+
+
+@pytest.mark.parametrize(("gap", "route"), [(0.4, AWAY), (0.1, "small")])
+async def test_a_doubtful_answer_is_not_kept(ledger: Any, gap: float, route: str):
+    router, home, away = router_of(ledger, reviewed=lambda answer: Forecast(gap if answer == "local" else 9.0, 0.2))
+    handling, events = await run(router, ask())
+    assert (handling.route, text(events)) == (route, "local" if route == "small" else "from afar")
+    assert handling.decision.buffered and handling.decision.notes[-1].by == "confidence"
+    assert len(home.asked) == 1 and len(away.asked) == (route == AWAY)
+    assert not away.asked or "doubtful" in away.asked[0].messages[-1].text
+
+
+async def test_where_nobody_else_may_be_asked_an_answer_streams(ledger: Any):
+    router, *_ = router_of(ledger, reviewed=lambda answer: Forecast(9.0, 0.2), air_gap=True)
+    handling, events = await run(router, ask())
+    assert text(events) == "local" and not handling.decision.buffered
 
 
 # ---------------------------------------------------------------------------------------------------------- attempts

@@ -1,0 +1,108 @@
+"""Predictors at work: files that `baseload route train` has adopted, read again when they change, asked about live requests."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from ..wire.chat import ChatRequest
+from ..wire.errors import BaseloadError
+from .features import Task
+from .plan import Forecast
+from .predictor import Embeds, Predictor
+from .predictor_file import load
+from .similarity import Attempt
+
+log = logging.getLogger("baseload.router")
+
+BEFORE, AFTER = "before.npz", "after.npz"  # decides before a local attempt; with its answer
+LOOK_S = 2.0  # a changed file is found so late
+
+
+class Forecaster:
+    """Those in `folder`. Where there is no file, or an unsound one, it has nothing to say. Safe to use from several threads."""
+
+    def __init__(self, folder: Path, encoder: Callable[[], Embeds]) -> None:
+        """`encoder` is made when the first predictor wants vectors."""
+        self._folder, self._make_encoder = folder, encoder
+        self._encoder: Embeds | None = None
+        self._lock, self._looked = Lock(), -LOOK_S
+        self._known: dict[str, tuple[int, Predictor | None]] = {}  # name -> (when it was written, it)
+
+    @property
+    def reads_answers(self) -> bool:
+        """Whether there is a predictor of answers."""
+        return self._current(AFTER) is not None
+
+    def forecast(self, request: ChatRequest) -> Forecast | None:
+        """See plan.Predictor."""
+        return self._ask(BEFORE, request, None)
+
+    def review(self, request: ChatRequest, answer: str) -> Forecast | None:
+        """See plan.Predictor."""
+        return self._ask(AFTER, request, Attempt(answer))
+
+    def _ask(self, name: str, request: ChatRequest, attempt: Attempt | None) -> Forecast | None:
+        found = self._current(name)
+        threshold = found.provenance.get("threshold") if found else None
+        if found is None or threshold is None:
+            return None
+        task = task_of(request)
+        try:
+            vector = self._vectors().embed([task.prompt])[0] if found.reads_vectors else None
+            said = found.predict(task, attempt, vector)
+        except (BaseloadError, ValueError, OSError):
+            log.exception("the predictor %s could not be asked", name)
+            return None
+        numbers = {"local": said.local, "strong": said.strong, "familiar": said.familiar}
+        return Forecast(said.gap, float(threshold), not said.fell_back, numbers)
+
+    def _vectors(self) -> Embeds:
+        with self._lock:
+            self._encoder = self._encoder or self._make_encoder()
+        return self._encoder
+
+    def _current(self, name: str) -> Predictor | None:
+        now = time.monotonic()
+        with self._lock:
+            if now - self._looked >= LOOK_S:
+                self._looked = now
+                for one in (BEFORE, AFTER):
+                    self._look(one)
+            return self._known.get(name, (0, None))[1]
+
+    def _look(self, name: str) -> None:
+        path = self._folder / name
+        try:
+            written = path.stat().st_mtime_ns
+        except OSError:
+            self._known.pop(name, None)
+            return
+        if self._known.get(name, (None,))[0] == written:
+            return
+        found: Predictor | None = None
+        try:
+            found = load(path)
+            log.info("routing by %s, learned from %s rows", path.name, found.provenance.get("rows"))
+        except BaseloadError as error:
+            log.warning("%s", error.message)
+        self._known[name] = (written, found)
+
+
+def task_of(request: ChatRequest) -> Task:
+    """A request as the predictors see it: what the user said last, and what it carries."""
+    prompt = request.prompt if isinstance(request.prompt, str) else ""
+    said = next((m.text for m in reversed(request.messages) if m.role == "user"), "")
+    schema: Any = request.response_format.schema
+    return Task(
+        prompt or said,
+        request.extras.task,
+        len(request.tools),
+        sum(len(tool.parameters.get("properties") or ()) for tool in request.tools),
+        len(json.dumps(schema, default=str)) if schema else 0,
+    )
