@@ -20,6 +20,7 @@ COMMANDS = {
     "rm": "Remove a model from the store.",
     "ps": "Show what a running server serves and how busy it is.",
     "ledger": "Show what was asked, how it was answered and what it cost.",
+    "route": "Show what the router has learned and why a request ran where it ran.",
     "config": "Show the settings and where each comes from.",
     "doctor": "Check this machine, or one model file.",
     "bench": "Measure a server.",
