@@ -31,12 +31,17 @@ class SseParser:
         text = self._rest + piece
         # A carriage return at the end may be the first half of a line's end.
         held = text.endswith(b"\r")
-        *lines, self._rest = _END.split(text[:-1] if held else text)
+        *lines, self._rest = _END.split(text[:-1] if held else text) if b"\r" in text else text.split(b"\n")
         if held:
             self._rest += b"\r"
         if len(self._rest) + self._size > self._longest:
             raise TooLong
-        return [event for line in lines for event in self._line(line)]
+        events: list[str] = []
+        for line in lines:
+            if line or self._data:
+                events += self._line(line)
+        self.lines += len(lines)
+        return events
 
     def close(self) -> list[str]:
         """The event that was never closed by an empty line, if there is one: some servers end that way."""
@@ -44,7 +49,6 @@ class SseParser:
         return [*self._line(rest), *self._line(b"")]
 
     def _line(self, line: bytes) -> list[str]:
-        self.lines += 1
         if not line:
             data, self._data, self._size = self._data, [], 0
             return [b"\n".join(data).decode("utf-8", "replace")] if data else []
