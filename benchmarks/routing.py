@@ -132,16 +132,18 @@ def _enough(outcomes: Outcomes, labels: int | None, seeds: int) -> None:
     questions = len(set(outcomes.prompts))
     least = MIN_ROWS + 20 if labels is None else labels + 20
     if questions < max(least, 2 * seeds):
-        raise BadRequest(f"{outcomes.name} has {questions} different prompts; at least {max(least, 2 * seeds)} are needed here.")
+        wanted = max(least, 2 * seeds)
+        raise BadRequest(f"{outcomes.name} has {questions} different prompts; at least {wanted} are needed here.")
 
 
 def _print(report: dict[str, Any], outcomes: Outcomes) -> None:
     console = Console(width=150)
     left = ", ".join(f"{n} {reason}" for reason, n in (outcomes.left_out or {}).items()) or "none"
-    console.print(f"{outcomes.name}: {len(outcomes)} rows (left out: {left}); learns from {report['train_rows']}, {report['splits']} splits")
+    console.print(f"{outcomes.name}: {len(outcomes)} rows (left out: {left})")
+    console.print(f"  learns from {report['train_rows']}, {report['splits']} splits")
     for name, model in report["models"].items():
-        money = model["usd_per_accepted"]
-        console.print(f"  {name} alone: quality {model['quality'].mean:.4f}" + (f", ${money.mean:.6f} per accepted task" if money else ""))
+        money = f", ${model['usd_per_accepted'].mean:.6f} per accepted task" if model["usd_per_accepted"] else ""
+        console.print(f"  {name} alone: quality {model['quality'].mean:.4f}{money}")
     if not any(row.apgr for row in report["rows"]):
         console.print("The strong model is not better than the weak one here: APGR and CPT have no meaning.")
     console.print(table("New prompts", report["rows"]))
@@ -153,7 +155,9 @@ def _print(report: dict[str, Any], outcomes: Outcomes) -> None:
     if report["guarantees"]:
         alpha = report["guarantees"][0].alpha
         console.print(guarantee_table(f"Promises, on the scores of '{report['rows'][-1].name}'", report["guarantees"]))
-        console.print(f"An error of {alpha:g} among the kept: any router gives away at least {needed(outcomes.weak, alpha):.0%}.")
+        console.print(
+            f"An error of {alpha:g} among the kept: any router gives away at least {needed(outcomes.weak, alpha):.0%}."
+        )
 
 
 def _print_mid(console: Console, report: dict[str, Any]) -> None:

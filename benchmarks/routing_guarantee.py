@@ -1,7 +1,7 @@
 """Do promised risks hold? Thresholds are calibrated on many draws, and the true risk of each is looked up.
 
-The test rows stand for the world: calibration rows are drawn from them with replacement, so that the true risk of a threshold is
-its mean over all of them, exactly.
+The test rows stand for the world: calibration rows are drawn from them with replacement, so that a threshold's true risk is its
+mean over all of them, exactly.
 """
 
 from __future__ import annotations
@@ -33,7 +33,13 @@ class Kept:
 
 
 def verify(
-    scores: Floats, weak: Floats, strong: Floats, grid_scores: Floats, rows: int, draws: int, alphas: tuple[float, float] | None = None
+    scores: Floats,
+    weak: Floats,
+    strong: Floats,
+    grid_scores: Floats,
+    rows: int,
+    draws: int,
+    alphas: tuple[float, float] | None = None,
 ) -> list[Kept]:
     """Error among the kept by plug-in and by promise, and regret on average. `grid_scores`: of rows that are in no draw."""
     wrong, lost = 1 - weak, np.maximum(strong - weak, 0)
@@ -48,7 +54,8 @@ def verify(
     for _ in range(draws):
         some = chance.integers(0, len(scores), rows)
         s = scores[some]
-        found.setdefault(("plug-in", "error among the kept", error_alpha), []).append(_plug_in(s, wrong[some], error_alpha, dense))
+        naive = _plug_in(s, wrong[some], error_alpha, dense)
+        found.setdefault(("plug-in", "error among the kept", error_alpha), []).append(naive)
         exact = promise(s, wrong[some], error_alpha, DELTA, grid)
         found.setdefault(("Clopper-Pearson", "error among the kept", error_alpha), []).append(exact.threshold)
         exact = promise(s, lost[some], regret_alpha, DELTA, grid, among_kept=False)
@@ -76,7 +83,13 @@ def _plug_in(scores: Floats, losses: Floats, alpha: float, grid: Floats) -> floa
 
 
 def _kept(
-    key: tuple[str, str, float], thresholds: list[float | None], scores: Floats, losses: Floats, gap: Floats, weak: float, rows: int
+    key: tuple[str, str, float],
+    thresholds: list[float | None],
+    scores: Floats,
+    losses: Floats,
+    gap: Floats,
+    weak: float,
+    rows: int,
 ) -> Kept:
     """`scores` ascending, the rest in their order."""
     method, risk, alpha = key

@@ -88,7 +88,8 @@ def score(outcomes: Outcomes, vectors: Matrix | None, train: Rows, test: Rows) -
     found = simple(known, asked, seen, new, len(encoding.vocabulary))
     fitted: Fitted | None = None
     for name, uses_group, uses_answer in (
-        ("ours", False, False), ("ours + group", True, False), ("ours + answer", False, True), ("ours + answer + group", True, True)
+        ("ours", False, False), ("ours + group", True, False), ("ours + answer", False, True),
+        ("ours + answer + group", True, True),
     ):  # fmt: skip
         if (uses_group and known.groups is None) or (uses_answer and attempts is None):
             continue

@@ -46,14 +46,23 @@ def rows(tested: Sequence[tuple[Outcomes, Sequence[Scored]]]) -> list[Row]:
 
 
 def _row(
-    one: Scored, found: Spread | None, curves: Sequence[Mapping[str, Curve]], best: str | None, tested: Sequence[tuple[Outcomes, Sequence[Scored]]]
+    one: Scored,
+    found: Spread | None,
+    curves: Sequence[Mapping[str, Curve]],
+    best: str | None,
+    tested: Sequence[tuple[Outcomes, Sequence[Scored]]],
 ) -> Row:
     mine = [split[one.name] for split in curves if one.name in split]
     over = None
     if best is not None and one.kind == OURS:
         pairs = [(apgr(split[one.name]), apgr(split[best])) for split in curves if one.name in split and best in split]
         over = spread([a - b if a is not None and b is not None else None for a, b in pairs])
-    money = [usd_per_accepted(part, hit, cpt(split[one.name], 0.8)) for (part, scored), split in zip(tested, curves, strict=True) for hit in scored if hit.name == one.name]  # fmt: skip
+    money = [
+        usd_per_accepted(part, hit, cpt(split[one.name], 0.8))
+        for (part, scored), split in zip(tested, curves, strict=True)
+        for hit in scored
+        if hit.name == one.name
+    ]
     return Row(
         one.name, one.kind, found, spread([apgr(ten_points(c)) for c in mine]), spread([cpt(c, 0.5) for c in mine]),
         spread([cpt(c, 0.8) for c in mine]), over, spread(money),
@@ -108,7 +117,9 @@ def table(title: str, found: Sequence[Row]) -> Table:
 
 def guarantee_table(title: str, found: Sequence[Kept]) -> Table:
     """Whether promises held."""
-    out = Table("threshold by", "risk", "alpha", "broken %", "mean risk", "kept local %", "quality", "uncertifiable %", title=title)
+    out = Table(
+        "threshold by", "risk", "alpha", "broken %", "mean risk", "kept local %", "quality", "uncertifiable %", title=title
+    )
     for row in found:
         out.add_row(
             row.method, row.risk, f"{row.alpha:g}", f"{row.broken:.1%}", f"{row.mean_risk:.4f}", f"{row.kept_local:.1%}",
@@ -128,7 +139,8 @@ def draw(title: str, found: Sequence[Row]) -> bytes:
     bounds = [row for row in found if row.kind == BOUND]
     for row, colour in zip([*(row for row in found if row.kind == OURS), *best, *bounds], COLOURS, strict=False):
         label = f"{row.name}, APGR {row.apgr.mean:.3f}" if row.apgr else row.name
-        axes.plot(CALLS * 100, row.curve, "--" if row.kind == BOUND else "-", color=colour, label=label, lw=1.8 if row.kind == OURS else 1.2)
+        line, width = "--" if row.kind == BOUND else "-", 1.8 if row.kind == OURS else 1.2
+        axes.plot(CALLS * 100, row.curve, line, color=colour, label=label, lw=width)
     axes.set_title(title)
     axes.set_xlabel("% of prompts sent to the strong model")
     axes.set_ylabel("quality")

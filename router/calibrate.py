@@ -62,7 +62,7 @@ def upper_bound(failures: Floats, rows: Floats, delta: float) -> Floats:
 
 
 def grid_from(scores: Floats, grid: int = GRID) -> Floats:
-    """Thresholds that keep about 1/grid, 2/grid, ... all of such requests; to be made of other rows than those calibrated on."""
+    """Thresholds that keep about 1/grid, 2/grid, ... all of such requests. To be made of other rows than the calibration's."""
     return np.unique(np.quantile(scores, np.arange(1, grid + 1) / grid))
 
 
@@ -79,7 +79,7 @@ def on_average(scores: Floats, losses: Floats, alpha: float) -> Calibrated:
             f"uncertifiable: the requests with the lowest score already lose more than {alpha:g}")  # fmt: skip
         return Calibrated(None, alpha, 0.0, 0.0, n, why)
     last = ends[held[-1]]
-    return Calibrated(float(scores[order][last]), alpha, (last + 1) / n, float(losses[order][: last + 1].sum() / n), n)
+    return Calibrated(float(scores[order][last]), alpha, float(last + 1) / n, float(losses[order][: last + 1].sum() / n), n)
 
 
 def promise(
@@ -106,7 +106,7 @@ def promise(
 def _why(losses: Floats, alpha: float, delta: float, grid: int) -> str:
     needed, mu = rows_needed(alpha, delta, grid), float(losses.mean())
     if len(losses) < needed:
-        return f"uncertifiable: {len(losses)} calibration rows, and at least {needed} must be kept for {alpha:g} at {1 - delta:.0%}"
+        return f"uncertifiable: {len(losses)} calibration rows; for {alpha:g} at {1 - delta:.0%} at least {needed} must be kept"
     return (
         f"uncertifiable: no threshold's bound is within {alpha:g} (without routing the risk is {mu:.3f}; "
         f"at least {least_abstention(mu, alpha):.0%} would have to be given away)"
@@ -127,8 +127,8 @@ class Drift:
     """Audits of kept answers, chosen by chance, against the promised risk: an e-process. While the risk is at most alpha, the
     probability that `alarm` is ever true, however long one looks, is at most delta (Ville's inequality).
 
-    Each edge is a bettor who multiplies by the likelihood ratio of a certain greater risk q: (q/alpha)^x ((1-q)/(1-alpha))^(1-x),
-    drawn linearly between x = 0 and 1, whose expectation is at most 1 under the promise; the wealth is their mean."""
+    Each edge is a bettor who multiplies by the likelihood ratio of a certain greater risk q, q/alpha for a loss of 1 and
+    (1-q)/(1-alpha) for none, straight between: at most 1 on average under the promise. The wealth is their mean."""
 
     alpha: float
     delta: float

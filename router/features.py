@@ -9,6 +9,7 @@ import math
 import re
 from collections import Counter
 from dataclasses import dataclass
+from itertools import pairwise
 
 FEATURES_VERSION = 1  # of this file's and signals.py's meaning; a predictor fitted by another is refused
 HEAD, TAIL = 6000, 2000  # characters of a long text that are read: a decision takes as long for a book as for a page
@@ -17,9 +18,19 @@ TASK_CLASSES = ("tools", "extraction", "code", "maths", "choice", "question", "o
 _WORD = re.compile(r"[^\W_]+|[^\w\s]")
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 _CHOICES = re.compile(r"^\s*\(?[A-J][.)]\s", re.MULTILINE)
-_CODE = re.compile(r"```|\bdef \w+\(|\bclass \w+|\bimport \w+|#include|\bSELECT\b.*\bFROM\b|[;{]\s*$|=>|\bfunction\b|\b(?:python|javascript|sql|regex|code)\b", re.MULTILINE)  # fmt: skip
-_MATHS = re.compile(r"\\(?:frac|sum|int|sqrt|begin)|\$[^$\n]*[\\^_][^$\n]*\$|[=+*/^<>]\s*-?\d|\d\s*[=+*/^<>]|\bhow (?:many|much)\b|\b(?:calculate|compute|solve|percent|equation|probability)\b", re.IGNORECASE)  # fmt: skip
+_CODE = re.compile(
+    r"```|\bdef \w+\(|\bclass \w+|\bimport \w+|#include|\bSELECT\b.*\bFROM\b|[;{]\s*$|=>|"
+    r"\b(?:function|code|python|javascript|sql|regex)\b",
+    re.MULTILINE,
+)
+_MATHS = re.compile(
+    r"\\(?:frac|sum|int|sqrt|begin)|\$[^$\n]*[\\^_][^$\n]*\$|[=+*/^<>]\s*-?\d|\d\s*[=+*/^<>]|"
+    r"\b(?:how many|how much|calculate|compute|solve|percent|equation|probability)\b",
+    re.IGNORECASE,
+)
 _EXTRACT = re.compile(r"\b(?:extract|json|schema|fields?|parse|list all|table|classify|label)\b", re.IGNORECASE)
+_NEGATION = re.compile(r"\b(?:not|never|except|false|least|without|n't)\b", re.IGNORECASE)
+_COMPARISON = re.compile(r"\b(?:more|less|fewer|than|twice|half|times|each|every|per|if|remaining|left|total)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +71,7 @@ def terms(text: str) -> Counter[str]:
     """How often each word, pair of words, and sequence of 3 to 5 characters inside a word occurs; digits are one digit."""
     found = _WORD.findall(re.sub(r"\d", "0", clip(text).lower()))
     counted = Counter(found)
-    counted.update(map(" ".join, zip(found, found[1:], strict=False)))
+    counted.update(map(" ".join, pairwise(found)))
     for word, times in Counter(found).items():
         if len(word) > 2:
             padded = f" {word[:30]} "
@@ -99,8 +110,8 @@ def prompt_shape(task: Task) -> dict[str, float]:
         "choices": len(_CHOICES.findall(text)),
         "code": math.log1p(len(_CODE.findall(text))),
         "maths": math.log1p(len(_MATHS.findall(text))),
-        "negation": len(re.findall(r"\b(?:not|never|except|false|least|without|n't)\b", text, re.IGNORECASE)),
-        "comparison": len(re.findall(r"\b(?:more|less|fewer|than|twice|half|times|each|every|per|if|remaining|left|total)\b", text, re.IGNORECASE)),  # fmt: skip
+        "negation": len(_NEGATION.findall(text)),
+        "comparison": len(_COMPARISON.findall(text)),
         "tools": math.log1p(task.tools),
         "tool_parameters": math.log1p(task.tool_parameters),
         "schema_chars": math.log1p(task.schema_chars),

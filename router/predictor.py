@@ -92,7 +92,8 @@ class Predictor:
 
     def predict(self, task: Task, attempt: Attempt | None = None, vector: Matrix | None = None) -> Prediction:
         """For one request; `vector` is [dim]. Raises ValueError without what it reads."""
-        found, familiar = self.predict_many([task], None if attempt is None else [attempt], None if vector is None else vector[None])
+        attempts, vectors = None if attempt is None else [attempt], None if vector is None else vector[None]
+        found, familiar = self.predict_many([task], attempts, vectors)
         return Prediction(float(found[0, 0]), float(found[0, 1]), float(familiar[0]), bool(familiar[0] < self.least_familiar))
 
     def predict_many(
@@ -114,7 +115,7 @@ class Predictor:
     def forecast(self, rows: Points, tasks: Sequence[Task]) -> tuple[Floats, Floats]:
         """The same of requests that are numbers already."""
         out, familiar = self._resembling(rows)
-        for row in np.flatnonzero(familiar < self.least_familiar):
+        for row in np.flatnonzero(familiar < self.least_familiar).tolist():
             out[row] = self.prior(tasks[row])
         return np.clip(out, 0, 1), familiar
 
@@ -156,7 +157,12 @@ def fit(examples: Examples, provenance: Mapping[str, Any] | None = None, seed: i
 
 
 def fit_points(
-    encoding: Encoding, points: Points, tasks: Sequence[Task], outcomes: Floats, provenance: Mapping[str, Any] | None = None, seed: int = 0
+    encoding: Encoding,
+    points: Points,
+    tasks: Sequence[Task],
+    outcomes: Floats,
+    provenance: Mapping[str, Any] | None = None,
+    seed: int = 0,
 ) -> Predictor:
     """The same from requests that are numbers already; outcomes [N, 2]."""
     chance, size = np.random.default_rng(seed), len(encoding.vocabulary)

@@ -70,8 +70,9 @@ def load(path: Path) -> Predictor:
 def _read(head: dict[str, Any], arrays: dict[str, Any]) -> Predictor:
     wide = {name[5:]: array.astype(np.float32) for name, array in arrays.items() if name.startswith("rows_")}
     scales = {
-        name: Scale(tuple(map(str, columns)), arrays[f"mean_{name}"], arrays[f"spread_{name}"]) for name, columns in head["columns"].items()
-    }  # fmt: skip
+        name: Scale(tuple(map(str, columns)), arrays[f"mean_{name}"], arrays[f"spread_{name}"])
+        for name, columns in head["columns"].items()
+    }
     vocabulary = {str(term): i for i, term in enumerate(head["vocabulary"])}
     return Predictor(
         Encoding(vocabulary, arrays["idf"], scales["prompt"], scales.get("answer")),
@@ -99,7 +100,11 @@ def _checked(found: Predictor) -> Predictor:
         (points.answer is None) == (encoding.answer is None),
         points.answer is None or (encoding.answer is not None and points.answer.shape == (n, len(encoding.answer.names))),
         points.vector is None or (points.vector.ndim == 2 and len(points.vector) == n),
-        *(scale.mean.shape == scale.spread.shape == (len(scale.names),) for scale in (encoding.prompt, encoding.answer) if scale),
+        *(
+            scale.mean.shape == scale.spread.shape == (len(scale.names),)
+            for scale in (encoding.prompt, encoding.answer)
+            if scale
+        ),
         *(pair.shape == (2,) for pair in (*found.groups.values(), *found.priors.values())),
     ]
     numbers = [found.mean, found.alpha, found.term_weights, encoding.idf, points.prompt, points.answer, points.vector]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 from .features import clip
 
@@ -17,13 +18,23 @@ _NUMBER = re.compile(r"(?<![\w.])-?\$?(\d[\d,]*(?:\.\d+)?|\.\d+)")
 _CHAIN = re.compile(r"[-+*/x×÷().$%,\d \t]+(?:=[-+*/x×÷().$%,\d \t]+)+")
 _UNIT = re.compile(r"(?<=[\d)])[ \t]+(?:[a-z/]+[ \t]+){1,3}(?=[-+*/=×÷])")  # the apples of "3 apples * 2 = 6"
 _ANNOTATED = re.compile(r"<<([^<>=]*)=([^<>]*)>>")
-_HEDGE = re.compile(r"\b(?:however|assum\w*|approximately|about|roughly|round\w*|unclear|not (?:possible|given|sure|enough|specified)|cannot|can't|sorry|unfortunately|but|actually|wait|mistake|maybe|perhaps|might|let's|therefore|so)\b", re.IGNORECASE)  # fmt: skip
-_DOUBT = re.compile(r"\b(?:however|assum\w*|unclear|not (?:possible|given|sure|enough|specified)|cannot|can't|sorry|unfortunately|actually|wait|mistake|maybe|perhaps|might)\b", re.IGNORECASE)  # fmt: skip
+_DOUBT = re.compile(
+    r"\b(?:however|assum\w*|unclear|not (?:possible|given|sure|enough|specified)|cannot|can't|sorry|unfortunately|actually|"
+    r"wait|mistake|maybe|perhaps|might)\b",
+    re.IGNORECASE,
+)
+_HEDGE = re.compile(r"\b(?:approximately|about|roughly|round\w*|but|let's|therefore|so)\b", re.IGNORECASE)
+_ALGEBRA = re.compile(r"\b\d*[b-zB-HJ-Z]\s*[=+*/]|\d[xy]\b|\b(?:let|equation|variable)\b")
 _WORDS_AS_NUMBERS = {
     "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10, "eleven": 11,
     "twelve": 12, "dozen": 12, "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "hundred": 100, "half": 0.5, "twice": 2,
     "double": 2, "triple": 3, "third": 3, "quarter": 4, "week": 7, "year": 12, "hour": 60, "percent": 100,
 }  # fmt: skip
+
+
+FINAL = (
+    "final_whole", "final_size", "final_in_question", "final_is_result", "final_first_seen", "final_ratio", "final_signed",
+)  # fmt: skip
 
 
 def numbers(text: str) -> list[float]:
@@ -81,7 +92,7 @@ def equations(text: str) -> list[tuple[str, float]]:
     found = [(left, claimed) for left, right in _ANNOTATED.findall(text) if (claimed := value(right)) is not None]
     for chain in _CHAIN.findall(_UNIT.sub(" ", _ANNOTATED.sub("", text))):
         sides = [side.strip(" \n\t.,$x") for side in chain.split("=")]
-        for left, right in zip(sides, sides[1:], strict=False):
+        for left, right in pairwise(sides):
             claimed = value(right)
             if claimed is not None and re.search(r"\d\s*[-+*/x×÷]", left):
                 found.append((left, claimed))
@@ -114,19 +125,20 @@ def answer_shape(prompt: str, response: str) -> dict[str, float]:
         "code": float("```" in text),
         "asks": text.count("?"),
         "ends": float(text[-1:] in ".!?)]}`\"'" or bool(re.search(r"####\s*\S+$", text))),
-        "algebra": math.log1p(len(re.findall(r"\b\d*[b-zB-HJ-Z]\s*[=+*/]|\d[xy]\b|\b(?:let|equation|variable)\b", text))),
+        "algebra": math.log1p(len(_ALGEBRA.findall(text))),
         "letters": math.log1p(len(re.findall(r"\b[A-Z]\b", text))),
     }
     return shape | _arithmetic(question, text, lines)
 
 
 def _arithmetic(question: str, text: str, lines: Sequence[str]) -> dict[str, float]:
-    asked = numbers(question) + [float(n) for word, n in _WORDS_AS_NUMBERS.items() if re.search(rf"\b{word}", question, re.IGNORECASE)]  # fmt: skip
-    plain = numbers(question)
+    plain, lower = numbers(question), question.lower()
+    asked = plain + [float(n) for word, n in _WORDS_AS_NUMBERS.items() if word in lower]
     said = numbers(_ANNOTATED.sub(lambda m: f" {m[1]} = ", text))
     known, wrong, unread, unknown, operands, results = list(asked), 0, 0, 0, 0, []
     wrong_by = 0.0
-    for left, claimed in equations(text):
+    written = equations(text)
+    for left, claimed in written:
         found = value(left)
         if found is None:
             unread += 1
@@ -160,12 +172,11 @@ def _arithmetic(question: str, text: str, lines: Sequence[str]) -> dict[str, flo
         "final": float(final is not None),
         "negative": float(any(x < 0 for x in results)),
         "fractional_steps": sum(abs(x - round(x)) > 1e-6 for x in results) / max(n, 1),
-        "reused_results": sum(_among(x, numbers(" ".join(text.split(str(int(x)))[1:]))) for x in results[:-1] if abs(x) < 1e9) / max(n, 1),  # fmt: skip
         "after_final": math.log1p(len(text.rsplit("####", 1)[1]) if "####" in text else 0),
-        **{f"op{name}": math.log1p(sum(left.count(sign) for left, _ in equations(text))) for name, sign in zip("amsd", "+*-/", strict=True)},  # fmt: skip
+        **{f"op{sign}": math.log1p(sum(left.count(sign) for left, _ in written)) for sign in "+*-/"},
     }
     if final is None:
-        return shape | dict.fromkeys(("final_whole", "final_size", "final_in_question", "final_is_result", "final_first_seen", "final_ratio", "final_signed"), 0.0)  # fmt: skip
+        return shape | dict.fromkeys(FINAL, 0.0)
     biggest = max(plain, default=0.0)
     return shape | {
         "final_whole": float(abs(final - round(final)) < 1e-9),
@@ -176,3 +187,24 @@ def _arithmetic(question: str, text: str, lines: Sequence[str]) -> dict[str, flo
         "final_ratio": math.log1p(min(final, 1e15)) - math.log1p(min(biggest, 1e15)),
         "final_signed": float(bool(re.search(r"-\s*\$?\d", final_line))),
     }
+
+
+def agreement(answers: Sequence[str]) -> float:
+    """The part of several sampled answers that says the same as the most common one: the same last number where they have
+    numbers, else the same words. NaN with fewer than two."""
+    if len(answers) < 2:
+        return math.nan
+    said = [repr(found[-1]) if (found := numbers(answer)) else " ".join(answer.lower().split()) for answer in answers]
+    return max(map(said.count, said)) / len(said)
+
+
+def confidence(log_probabilities: Sequence[float], second: Sequence[float] | None = None) -> dict[str, float]:
+    """Of the tokens of an answer: the mean and the least log probability, and with those of the second-best tokens the mean and
+    least margin between the two. Empty without tokens."""
+    if not len(log_probabilities):
+        return {}
+    found = {"logprob_mean": sum(log_probabilities) / len(log_probabilities), "logprob_least": min(log_probabilities)}
+    if second is not None:
+        margins = [a - b for a, b in zip(log_probabilities, second, strict=True)]
+        found |= {"margin_mean": sum(margins) / len(margins), "margin_least": min(margins)}
+    return found
