@@ -125,11 +125,26 @@ def simple(known: Outcomes, asked: Outcomes, seen: Points, new: Points, vocabula
         nearest = np.argpartition(-(new.vector @ seen.vector.T), k - 1, axis=1)[:, :k]
         found.append(Scored(f"kNN-{k} on vectors", SIMPLE, gap[nearest].mean(1)))
     if vocabulary_size:
-        found.append(Scored("TF-IDF ridge", SIMPLE, _ridge(seen, new, gap, vocabulary_size)))
+        found.append(Scored("TF-IDF ridge", SIMPLE, _term_ridge(seen, new, gap, vocabulary_size)))
+    if seen.answer is not None and new.answer is not None:
+        shapes = np.hstack([seen.prompt, seen.answer]), np.hstack([new.prompt, new.answer])
+        found.append(
+            Scored("answer length", SIMPLE, np.array([float(len(one)) for one in asked.responses or [""] * len(asked)]), True)
+        )
+        found.append(Scored("ridge on the answer's shape", SIMPLE, _linear_ridge(*shapes, gap), True))
     return found
 
 
-def _ridge(seen: Points, new: Points, gap: Floats, size: int) -> Floats:
+def _linear_ridge(seen: Matrix, new: Matrix, gap: Floats) -> Floats:
+    kernel = (seen @ seen.T).astype(np.float64)
+    some = slice(0, TRIAL_ROWS)
+    noises = [one / 100 for one in NOISES] + list(NOISES)  # shapes are small numbers
+    errors = [error.mean() for error in leave_one_out(kernel[some, some], gap[some], noises)]
+    kernel[np.diag_indices_from(kernel)] += noises[int(np.argmin(errors))]
+    return (new @ (seen.T @ np.linalg.solve(kernel, gap))).astype(np.float64)
+
+
+def _term_ridge(seen: Points, new: Points, gap: Floats, size: int) -> Floats:
     kernel = grams(seen, size)["terms"].astype(np.float64)
     some = slice(0, TRIAL_ROWS)  # training rows are in random order
     errors = [error.mean() for error in leave_one_out(kernel[some, some], gap[some], NOISES)]

@@ -41,8 +41,11 @@ def rows(tested: Sequence[tuple[Outcomes, Sequence[Scored]]]) -> list[Row]:
     kinds = {one.name: one for _, scored in tested for one in scored}
     means = {name: spread([apgr(split[name]) for split in curves if name in split]) for name in kinds}
     simple = {name: found.mean for name, found in means.items() if found and kinds[name].kind == SIMPLE}
-    best = max(simple, key=lambda name: simple[name]) if simple else None
-    return [_row(kinds[name], means[name], curves, best, tested) for name in kinds]
+    best = {}  # among those that need no answer, and among all
+    for probes in (False, True):
+        fair = [name for name in simple if probes or not kinds[name].probes]
+        best[probes] = max(fair, key=lambda name: simple[name]) if fair else None
+    return [_row(one, means[name], curves, best[one.probes], tested) for name, one in kinds.items()]
 
 
 def _row(
