@@ -41,13 +41,14 @@ class Fitted:
 
 def splits(outcomes: Outcomes, labels: int | None, seeds: int) -> Iterator[tuple[Rows, Rows]]:
     """Train and test rows; equal prompts stay together. With `labels`: so many to learn from, the rest to test on, `seeds`
-    times. Without: `seeds`-fold cross-validation."""
+    times. Without: `seeds`-fold cross-validation. Train rows come in random order."""
     _, question = np.unique(np.array(outcomes.prompts, object).astype(str), return_inverse=True)
     rows = np.arange(len(outcomes))
     if labels is None:
-        fold = np.random.default_rng(0).permutation(question.max() + 1)[question] % seeds
+        chance = np.random.default_rng(0)
+        fold = chance.permutation(question.max() + 1)[question] % seeds
         for k in range(seeds):
-            yield rows[fold != k], rows[fold == k]
+            yield chance.permutation(rows[fold != k]), rows[fold == k]  # files are often sorted; learners take the first rows
         return
     for seed in range(seeds):
         yield _cut(np.random.default_rng(seed).permutation(question.max() + 1)[question], labels)
