@@ -59,9 +59,8 @@ def test_what_was_learned_is_adopted_and_asked(tmp_path: Path):
     hard, easy = live.forecast(ask("Please prove theorem lemma integral")), live.forecast(ask("Please name spell colour greet"))
     assert hard and easy and hard.gap > 0.5 > easy.gap and hard.threshold == found[0].threshold
     assert live.reads_answers
-    sure, unsure = (
-        live.review(ask("Please name a colour"), text) for text in ("It is 4.", "I am not sure, maybe it is unclear.")
-    )
+    known = ask(next(prompt for prompt in outcomes.prompts if "colour" in prompt))
+    sure, unsure = (live.review(known, text) for text in ("It is 4.", "I am not sure, maybe it is unclear."))
     assert sure and unsure and unsure.gap > sure.gap
 
 
