@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from ..wire.errors import BadRequest, BaseloadError, MethodNotAllowed, NotFound
-from . import admin, anthropic, embeddings, google, ollama, openai, openapi, responses, tokens
+from . import admin, anthropic, embeddings, feedback, google, ollama, openai, openapi, responses, tokens
 from .logs import RequestLog
 from .metrics import Metrics
 from .replies import error_reply
@@ -36,6 +36,7 @@ def create_app(services: Services | None, settings: Settings, env: Mapping[str, 
     app.include_router(tokens.routes)
     app.include_router(ollama.routes)
     app.include_router(google.routes)
+    app.include_router(feedback.routes)
     app.include_router(admin.routes)
     app.include_router(openapi.routes)
     app.add_exception_handler(HTTPException, _unrouted)

@@ -123,6 +123,10 @@ BODIES: Mapping[str, Schema] = {
         _object(["model", "prompt"], model=MODEL, prompt={"type": "string"}, add_special_tokens=FLAG, return_token_strs=FLAG),
         _object(["model", "messages"], model=MODEL, messages=_list(MESSAGE, 100_000, 1), add_generation_prompt=FLAG),
     ]},
+    "/v1/feedback": _object(
+        ["request_id"], request_id={"type": "string", "minLength": 1, "maxLength": 128}, accepted=FLAG, score=_number(0, 1),
+        comment=_or_null("string", maxLength=4000), source={"enum": ["feedback", "review", "audit", None]},
+    ),
     "/detokenize": _object(["model", "tokens"], model=MODEL, tokens=IDS),
     "/api/chat": _object(["model", "messages"], messages=_list(MESSAGE, 10_000, 1), **OLLAMAS),
     "/api/generate": _object(["model", "prompt"], prompt=TEXT, system=WORD, raw=FLAG, **OLLAMAS),

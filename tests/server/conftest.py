@@ -126,6 +126,9 @@ class ScriptedLedger:
     def request(self, request_id: str) -> dict[str, Any] | None:
         return self.requests.get(request_id)
 
+    def add(self, row: Any) -> None:
+        raise NotImplementedError
+
 
 @dataclass
 class Running:

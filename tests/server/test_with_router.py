@@ -80,3 +80,36 @@ def test_a_client_that_leaves_is_written_down_as_cancelled(house):
 def test_models_are_the_routers(house):
     assert [m["id"] for m in house.get("/v1/models").json()["data"]] == ["tiny", "auto", "local"]
     assert house.post("/v1/chat/completions", json=ask("x", model="nope")).status_code == 404
+
+
+def test_feedback_stands_beside_the_verdicts(house):
+    answer = house.post("/v1/chat/completions", json=ask("hello"))
+    name = answer.headers["x-baseload-request-id"]
+    said = house.post("/v1/feedback", json={"request_id": name, "accepted": False, "score": 0.25, "comment": "no hello"})
+    assert said.status_code == 200 and said.json()["request_id"] == name
+    [outcome] = house.get(f"/v1/requests/{name}").json()["outcomes"]
+    assert (outcome["check"], outcome["passed"], outcome["score"], outcome["evidence"]) == ("feedback", False, 0.25, "no hello")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param"),
+    [
+        ({"accepted": True}, 400, "request_id"),
+        ({"request_id": "req_1"}, 400, "accepted"),
+        ({"request_id": "req_1", "accepted": "yes"}, 400, "accepted"),
+        ({"request_id": "req_1", "score": 1.5}, 400, "score"),
+        ({"request_id": "req_1", "accepted": True, "source": "rumour"}, 400, "source"),
+        ({"request_id": "req_1", "accepted": True, "comment": "x" * 5000}, 400, "comment"),
+        ({"request_id": "req_nobody", "accepted": True}, 404, "request_id"),
+    ],
+)
+def test_feedback_that_is_none(house, body, status, param):
+    answer = house.post("/v1/feedback", json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)
+
+
+def test_what_headers_say_counts_like_the_body(house):
+    told = {"x-baseload-task": "mail", "x-baseload-budget-usd": "0.5", "x-baseload-data-class": "secret"}
+    assert house.post("/v1/chat/completions", json=ask("hello"), headers=told).status_code == 200
+    wrong = house.post("/v1/chat/completions", json=ask("hello"), headers={"x-baseload-budget-usd": "much"})
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "baseload.budget_usd")
