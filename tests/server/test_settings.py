@@ -9,9 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from baseload.router.placement import first_of
+from baseload.server.build import policy_of
 from baseload.server.settings import SECTIONS, Settings, SettingsError, known_keys, load
+from baseload.wire.chat import ChatRequest, Message, Text
+from baseload.wire.errors import BaseloadError
 
-DEFAULTS = Path(__file__).parents[2] / "configs" / "default.toml"
+ROOT = Path(__file__).parents[2]
+DEFAULTS = ROOT / "configs" / "default.toml"
 
 
 @pytest.fixture(autouse=True)
@@ -135,3 +140,21 @@ def test_a_variable_says_the_same_as_the_file(port, air_gap, ladder):
     settings, _ = load(env=env)
     same, _ = load(env={}, cli={"server.port": port, "router.air_gap": air_gap, "router.ladder": ladder})
     assert settings == same
+
+
+def test_the_configuration_for_agents_is_sound():
+    settings, _ = load(ROOT / "configs" / "coding-agents.toml", env={})
+    rules = policy_of(settings).rules
+    assert settings.server.default_model == "auto" and [rule.place for rule in rules] == ["local"] * 3
+    title = ChatRequest("auto", (Message("system", (Text("You are a title generator."),)), Message("user", (Text("hi"),))))
+    assert (first := first_of(rules, title)) and first.name == "titles" and first.only
+    assert first_of(rules, ChatRequest("auto", (Message("user", (Text("Fix the bug in main.py"),)),))) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["[[rules]]\nplace = 'local'", "rules = 3", "[data_classes]\npublic = 'x'\nsecret = 3", "[router]\nrepairs = 99"]
+)
+def test_wrong_tables_stop_the_start(tmp_path, text):
+    (tmp_path / "c.toml").write_text(text)
+    with pytest.raises(BaseloadError):
+        policy_of(load(tmp_path / "c.toml", env={})[0])
