@@ -16,7 +16,7 @@ from ..wire import egress
 from ..wire.backend import Backend
 from ..wire.chat import ChatRequest, Event, Failure, Finish, Message, ReasoningDelta, Text, TextDelta, ToolCallDelta, Usage
 from . import checks as definitions
-from .checks import Answer, Check, Verdict
+from .checks import Answer, Check, Verdict, calls_of
 from .cost import retail_usd
 from .policy import Rung
 
@@ -69,7 +69,7 @@ class Attempt:
         own = [e for e in self.events if getattr(e, "index", None) == index]
         text = "".join(e.text for e in own if isinstance(e, TextDelta))
         finish = self.finishes.get(index)
-        return Answer(text, finish.reason if finish else "", any(isinstance(e, ToolCallDelta) for e in own))
+        return Answer(text, finish.reason if finish else "", calls_of([e for e in own if isinstance(e, ToolCallDelta)]))
 
     def over(self, *, accepted: bool, error: str | None = None) -> None:
         """The attempt has ended; writes its row once."""
@@ -124,7 +124,7 @@ def judge(request: ChatRequest, checks: Sequence[Check], attempt: Attempt, ledge
     verdicts: list[Verdict] = []
     until = time.monotonic() + definitions.CHECKS_S
     for choice, answer in enumerate(attempt.answers(request.sampling.n)):
-        verdicts = definitions.run(checks, answer, until)
+        verdicts = definitions.run(checks, replace(answer, request=request), until)
         if not failed and not all(v.passed for v in verdicts):
             attempt.rejected = choice
         failed |= {i: v for i, v in enumerate(verdicts) if not v.passed and i not in failed}

@@ -183,7 +183,7 @@ def be_init(plan: dict, report: int, watcher_lives: int) -> None:
 
 
 def landlock(plan: dict) -> None:
-    """What of the small root may be touched, and how; no TCP port, no abstract socket and no signal outside (by the kernel's age)."""
+    """What of the small root may be touched, and how; also (in newer kernels) no TCP, no abstract socket and no signal."""
     version = call("Landlock", SYS_LANDLOCK, 0, 0, 1)
     handled = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)) - 1
     attr = struct.pack("=QQQ", handled, 3, 3)[: 8 if version < 4 else 16 if version < 6 else 24]
