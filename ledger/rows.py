@@ -25,11 +25,21 @@ class RequestRow:
     finished_ts: float | None = None
     key_id: str | None = None
     error_code: str | None = None
+    job: str | None = None
+    task_class: str | None = None
+    session: str | None = None
+    data_class: str | None = None
+    budget_usd: float | None = None  # what this request alone may cost
 
 
 @dataclass(frozen=True)
 class AttemptRow:
-    """One backend's try at a request, `n` counting from 0. `retail_usd` is None where no price is known."""
+    """One backend's try at a request, `n` counting from 0. What is None is not known; it is never taken as 0.
+
+    `retail_usd` is what a supplier's list price makes of it; `device_seconds` its share of the engine's steps, `energy_joules`
+    and `internal_usd` what that share took of the machine's energy and cost. The digests (sha256, hexadecimal) and the seed are
+    what an answer is replayed with.
+    """
 
     id: str
     request_id: str
@@ -46,11 +56,23 @@ class AttemptRow:
     accepted: bool = False
     retail_usd: float | None = None
     error: str | None = None
+    role: str = "answer"  # answer | repair | probe | judge | shadow
+    device_seconds: float | None = None
+    energy_joules: float | None = None
+    internal_usd: float | None = None
+    model_digest: str | None = None
+    template_digest: str | None = None
+    kernels_digest: str | None = None
+    settings_digest: str | None = None
+    seed: int | None = None
 
 
 @dataclass(frozen=True)
 class OutcomeRow:
-    """One check's verdict on one attempt. `passed` None: the check gives a score or no verdict."""
+    """One verdict on one attempt, by a check or by people. `passed` None: a score alone, or no verdict.
+
+    `check` is the check's name, empty where people judged. `pending`: a review was asked for and has not come yet.
+    """
 
     request_id: str
     attempt_id: str
@@ -59,6 +81,9 @@ class OutcomeRow:
     score: float | None = None
     evidence: str = ""
     ts: float = 0.0
+    source: str = "check"  # check | feedback | review | audit
+    comment: str = ""
+    pending: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The ledger's tables: one per row class of `ledger.rows`, with the same column names.
 
-`VERSION` is written into the file (SQLite's `user_version`); a file of a newer version is refused rather than misread.
+`HEAD` is the last step in `migrations/versions`, which make these tables; a test compares the two.
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ import dataclasses
 import uuid
 from typing import Any
 
-from sqlalchemy import JSON, Boolean, Column, Float, Index, Integer, MetaData, String, Table
-from sqlalchemy.dialects.sqlite import Insert, insert
+from sqlalchemy import JSON, BigInteger, Boolean, Column, Executable, Float, Index, Integer, MetaData, String, Table, false
+from sqlalchemy.dialects import postgresql, sqlite
 
 from .rows import AttemptRow, EgressRow, OutcomeRow, RequestRow, Row
 
-VERSION = 1
+HEAD = 2
 
 metadata = MetaData()
+
+Count = BigInteger().with_variant(Integer, "sqlite")  # 64 bits on both
 
 requests = Table(
     "requests",
@@ -32,6 +34,11 @@ requests = Table(
     Column("finished_ts", Float),
     Column("key_id", String),
     Column("error_code", String),
+    Column("job", String),
+    Column("task_class", String),
+    Column("session", String),
+    Column("data_class", String),
+    Column("budget_usd", Float),
 )
 
 attempts = Table(
@@ -45,13 +52,22 @@ attempts = Table(
     Column("started_ts", Float, nullable=False),
     Column("first_token_s", Float),
     Column("duration_s", Float),
-    Column("prompt_tokens", Integer, nullable=False),
-    Column("completion_tokens", Integer, nullable=False),
-    Column("cached_tokens", Integer, nullable=False),
+    Column("prompt_tokens", Count, nullable=False),
+    Column("completion_tokens", Count, nullable=False),
+    Column("cached_tokens", Count, nullable=False),
     Column("finish_reason", String),
     Column("accepted", Boolean, nullable=False),
     Column("retail_usd", Float),
     Column("error", String),
+    Column("role", String, nullable=False, server_default="answer"),
+    Column("device_seconds", Float),
+    Column("energy_joules", Float),
+    Column("internal_usd", Float),
+    Column("model_digest", String),
+    Column("template_digest", String),
+    Column("kernels_digest", String),
+    Column("settings_digest", String),
+    Column("seed", Count),
 )
 
 outcomes = Table(
@@ -64,7 +80,10 @@ outcomes = Table(
     Column("passed", Boolean),
     Column("score", Float),
     Column("evidence", String, nullable=False),
-    Column("ts", Float, nullable=False),
+    Column("ts", Float, nullable=False, index=True),
+    Column("source", String, nullable=False, server_default="check"),
+    Column("comment", String, nullable=False, server_default=""),
+    Column("pending", Boolean, nullable=False, server_default=false()),
     Index("outcomes_request", "request_id"),
 )
 
@@ -86,7 +105,7 @@ NAMES = {kind: tuple(f.name for f in dataclasses.fields(kind)) for kind in TABLE
 
 
 def values(row: Row) -> dict[str, Any]:
-    """The row as column values, with text that UTF-8 cannot hold made harmless."""
+    """The row as column values, with text that UTF-8 or PostgreSQL cannot hold made harmless."""
     out = {name: _clean(getattr(row, name)) for name in NAMES[type(row)]}
     if isinstance(row, OutcomeRow):
         out["id"] = uuid.uuid4().hex
@@ -94,14 +113,18 @@ def values(row: Row) -> dict[str, Any]:
 
 
 def _clean(value: Any) -> Any:
-    return value if not isinstance(value, str) or value.isascii() else value.encode("utf-8", "replace").decode()
+    if not isinstance(value, str) or (value.isascii() and "\0" not in value):
+        return value
+    return value.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
 
 
-def upsert(table: Table) -> Insert:
+def upsert(table: Table, dialect: str) -> Executable:
     """Insert, or replace the row of the same id: a retried or finished row is never doubled."""
-    statement = insert(table)
+    statement = (postgresql.insert if dialect == "postgresql" else sqlite.insert)(table)
     changed = {c.name: statement.excluded[c.name] for c in table.columns if not c.primary_key}
     return statement.on_conflict_do_update(index_elements=["id"], set_=changed)
 
 
-UPSERTS: dict[Table, Insert] = {table: upsert(table) for table in TABLES.values()}
+UPSERTS: dict[str, dict[Table, Executable]] = {
+    dialect: {table: upsert(table, dialect) for table in TABLES.values()} for dialect in ("sqlite", "postgresql")
+}

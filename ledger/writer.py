@@ -145,11 +145,13 @@ class Writer:
         return max(0.0, self._queue[0].due - time.monotonic())
 
     def _commit(self, connection: Connection, batch: Sequence[_Entry]) -> None:
-        level = "FULL" if any(entry.waiter for entry in batch) else "NORMAL"
-        if connection.info.get("synchronous") != level:
-            connection.exec_driver_sql(f"PRAGMA synchronous = {level}")
+        synced = any(entry.waiter for entry in batch)
+        if connection.info.get("synced") != synced:
+            sqlite = connection.dialect.name == "sqlite"
+            level = ("FULL" if synced else "NORMAL") if sqlite else ("on" if synced else "off")
+            connection.exec_driver_sql(f"PRAGMA synchronous = {level}" if sqlite else f"SET synchronous_commit = {level}")
             connection.commit()  # the level may only change between transactions
-            connection.info["synchronous"] = level  # of this connection to the file; a new one has a new `info`
+            connection.info["synced"] = synced  # of this connection to the database; a new one has a new `info`
         try:
             _write(connection, batch)
         except Exception as error:
@@ -200,7 +202,7 @@ class Writer:
 
 def _write(connection: Connection, batch: Sequence[_Entry]) -> None:
     """One transaction. Of rows with one id only the last is written: a finish that comes with its start replaces it here."""
-    for table, statement in UPSERTS.items():
+    for table, statement in UPSERTS[connection.dialect.name].items():
         if rows := {entry.values["id"]: entry.values for entry in batch if entry.table is table}:
             connection.execute(statement, list(rows.values()))
     connection.commit()

@@ -228,7 +228,7 @@ def test_any_text_and_number_survives(book: Ledger, evidence: str, error: str, t
     found = book.request("p") or {}
     assert book.rejected == 0
     assert found["attempts"][0]["prompt_tokens"] == tokens
-    assert found["attempts"][0]["error"] == error.encode("utf-8", "replace").decode()
+    assert found["attempts"][0]["error"] == error.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
     assert found["outcomes"][-1]["evidence"] in {o["evidence"] for o in found["outcomes"]}
-    assert evidence.encode("utf-8", "replace").decode() in {o["evidence"] for o in found["outcomes"]}
+    assert evidence.encode("utf-8", "replace").decode().replace("\0", "\ufffd") in {o["evidence"] for o in found["outcomes"]}
     assert score in {o["score"] for o in found["outcomes"]}
