@@ -114,20 +114,21 @@ def explained(found: dict[str, Any]) -> list[str]:
         lines.append(
             f"  checks: {', '.join(decision['checks'])}" + ("; held back until the verdict" if decision["buffered"] else "")
         )
-    outcomes = found.get("outcomes", [])
     for attempt in found.get("attempts", []):
         money = "" if attempt["retail_usd"] is None else f", {attempt['retail_usd']:.6f} US dollars at list price"
         tokens = f"{attempt['prompt_tokens']} tokens in, {attempt['completion_tokens']} out"
         end = attempt["error"] or attempt["finish_reason"] or "-"
         word = "accepted" if attempt["accepted"] else "not accepted"
         lines.append(f"  try {attempt['n'] + 1}, {attempt['model']}: {word}, {end}; {tokens}{money}")
-        lines += [
-            f"    {o['check']}: {'passed' if o['passed'] else 'failed' if o['passed'] is not None else 'no verdict'}"
-            + (f" ({o['evidence']})" if o["evidence"] else "")
-            for o in outcomes
-            if o["attempt_id"] == attempt["id"]
-        ]
+        lines += [f"    {_verdict(o)}" for o in found.get("outcomes", []) if o["attempt_id"] == attempt["id"]]
     return lines
+
+
+def _verdict(outcome: dict[str, Any]) -> str:
+    word = "no verdict yet" if outcome["pending"] else {True: "passed", False: "failed", None: "no verdict"}[outcome["passed"]]
+    said = outcome["evidence"] or outcome["comment"]
+    score = "" if outcome["score"] is None else f" {outcome['score']:.4g}"
+    return f"{outcome['check'] or outcome['source']}: {word}{score}{f' ({said})' if said else ''}"
 
 
 @app.command()

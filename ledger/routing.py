@@ -29,7 +29,7 @@ def routing_report(engine: Engine, since: float) -> dict[str, Any]:
     money = sum(r["retail_usd"] or 0.0 for r in tries)
     routes = Counter(row["route"] or "nobody" for row in asked)
     kept = {request for request, row in accepted.items() if row["backend"] == "local"}
-    again = {r["request_id"]: bool(r["passed"]) for r in judged if r["check"] in AUDITS and r["passed"] is not None}
+    again = {r["request_id"]: bool(r["passed"]) for r in judged if r["source"] in AUDITS and r["passed"] is not None}
     looked = [again[request] for request in kept if request in again]
     wrong = looked.count(False)
     return {
@@ -48,7 +48,7 @@ def _reasons(asked: Any, tries: Any, judged: Any) -> Counter[str]:
     supplied = {r["request_id"] for r in tries if r["backend"] != "local"}
     failed: dict[str, list[str]] = {}
     for row in judged:
-        if row["passed"] is not None and not row["passed"] and row["check"] not in AUDITS:
+        if row["passed"] is not None and not row["passed"] and row["source"] not in AUDITS:
             failed.setdefault(row["request_id"], []).append(f"check {row['check']}")
     found: Counter[str] = Counter()
     for row in asked:

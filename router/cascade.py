@@ -16,7 +16,7 @@ from ..wire import egress
 from ..wire.backend import Backend
 from ..wire.chat import ChatRequest, Event, Failure, Finish, Message, ReasoningDelta, Text, TextDelta, ToolCallDelta, Usage
 from . import checks as definitions
-from .checks import Answer, Check, Verdict, calls_of
+from .checks import Answer, Check, Judge, Verdict, calls_of
 from .cost import retail_usd
 from .policy import Rung
 
@@ -37,7 +37,8 @@ class Attempt:
         """`role`: answer, repair (of one that failed its checks), judge, or shadow (nobody waits for it)."""
         model = place.rung.model.id
         self.place, self.role, self._ledger, self._clock = place, role, ledger, time.monotonic()
-        self.row = AttemptRow(uuid.uuid4().hex, request_id, n, place.rung.supplier or "local", model, started_ts=time.time())
+        backend = place.rung.supplier or "local"
+        self.row = AttemptRow(uuid.uuid4().hex, request_id, n, backend, model, started_ts=time.time(), role=role)
         self.events: list[Event] = []
         self.finishes: dict[int, Finish] = {}
         self.failure: Failure | None = None
@@ -118,20 +119,24 @@ def their_name(place: Place) -> str:
     return place.rung.model.id.removeprefix(f"{place.rung.supplier}/") if place.rung.supplier else place.rung.model.id
 
 
-def judge(request: ChatRequest, checks: Sequence[Check], attempt: Attempt, ledger: Ledger) -> list[Verdict]:
-    """The verdicts on all choices, written down; a check passes if every choice passes it. Blocks, at most CHECKS_S long."""
+def judge(
+    request: ChatRequest, checks: Sequence[Check], attempt: Attempt, ledger: Ledger, judges: Judge | None = None
+) -> list[Verdict]:
+    """The verdicts on all choices, written down; a check passes if every choice passes it. Blocks, at most CHECKS_S long, and
+    for as long as sandboxed programs and `judges` take."""
     failed: dict[int, Verdict] = {}
     verdicts: list[Verdict] = []
     until = time.monotonic() + definitions.CHECKS_S
     for choice, answer in enumerate(attempt.answers(request.sampling.n)):
-        verdicts = definitions.run(checks, replace(answer, request=request), until)
+        verdicts = definitions.run(checks, replace(answer, request=request), until, judges)
         if not failed and not all(v.passed for v in verdicts):
             attempt.rejected = choice
         failed |= {i: v for i, v in enumerate(verdicts) if not v.passed and i not in failed}
     verdicts = [failed.get(i, v) for i, v in enumerate(verdicts)]
     for v in verdicts:
-        row = OutcomeRow(attempt.row.request_id, attempt.row.id, v.check, v.passed, v.score, v.evidence, time.time())
-        ledger.add(row)
+        passed = None if v.pending else v.passed
+        where = (attempt.row.request_id, attempt.row.id)
+        ledger.add(OutcomeRow(*where, v.check, passed, v.score, v.evidence, time.time(), pending=v.pending))
     return verdicts
 
 

@@ -7,6 +7,9 @@ from ..wire.backend import ModelInfo
 from ..wire.chat import ChatRequest, Image
 from ..wire.errors import BadRequest, BaseloadError, ContextLengthExceeded, EgressDenied, Forbidden
 from .placement import Rule
+from .sandbox import Permissions
+
+NOTHING = Permissions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,7 @@ class Policy:
     spill_waiting: int = 0  # so many requests waiting for the local model: the next go to suppliers first; 0: never
     shadow: float = 0.0  # share of kept answers that a supplier gives too, to learn from
     rules: tuple[Rule, ...] = ()
+    permissions: Permissions = NOTHING  # what checks may run
 
 
 @dataclass(frozen=True, slots=True)

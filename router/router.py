@@ -21,6 +21,7 @@ from .plan import Plan, Predictor, plan
 from .policy import Denied, Policy, Rung
 from .policy import judge as gate
 from .run import Handling, Run
+from .sandbox import Permissions
 from .suppliers.profile import SupplierProfile
 
 AUTO, LOCAL, JOB = "auto", "local", "job:"
@@ -93,6 +94,15 @@ class Router:
             return Target("supplier", (self._remote[name],))
         raise ModelNotFound(f"The model {name[:80]!r} does not exist.", param="model")
 
+    def _judges(self, request: ChatRequest, checks: Sequence[Check]) -> dict[str, Place]:
+        """The models that the checks want to ask, by the names that they give. Raises ModelNotFound, and a gate's error."""
+        named = {check.get("model") or LOCAL for check in checks if check["type"] == "judge"}
+        places = {name: self.resolve(name).places[0] for name in named}
+        for place in places.values():
+            if isinstance(verdict := gate(replace(request, tools=()), self._policy, place.rung), Denied):
+                raise verdict.error(f"{verdict.reason}.", param="baseload.checks")
+        return places
+
     def _reviews(self, places: Sequence[Place]) -> bool:
         """Whether a local answer is to be held back until it has been looked at: there is somebody else to ask."""
         return self._predictor is not None and self._predictor.reads_answers and any(p.rung.supplier for p in places)
@@ -106,7 +116,8 @@ class Router:
         Raises ModelNotFound, BadRequest (its checks), or the error of a gate.
         """
         target = self.resolve(request.model)
-        checks = await _checks(request)
+        checks = await _checks(request, self._policy.permissions)
+        judges = self._judges(request, checks)
         rule = first_of(self._policy.rules, request) if target.mode == "auto" else None
         ruled = self._place(rule.place) if rule else None
         extra = (ruled,) if ruled and ruled not in target.places else ()
@@ -134,6 +145,10 @@ class Router:
             decision=decision.as_json(),
             stream=request.stream,
             key_id=context.key_id,
+            task_class=request.extras.task or None,
+            session=request.extras.session or None,
+            data_class=request.extras.data_class or None,
+            budget_usd=request.extras.budget_usd,
         )
         if not planned.places:
             ruled_out = Denied("rule", planned.notes[-1].why if planned.notes else "no place is left")
@@ -142,7 +157,7 @@ class Router:
             raise denied.error(f"{denied.reason}.", param="model" if denied.gate != "context" else "messages")
         handling = Handling(decision, "" if decision.buffered else planned.places[0].rung.name, conversation)
         reviewer = self._predictor if self._reviews(planned.places) else None
-        run = Run(request, row, checks, planned.places, handling, self._policy, self._ledger, reviewer)
+        run = Run(request, row, checks, planned.places, handling, self._policy, self._ledger, reviewer, judges)
         handling.events = run.events()
         return handling
 
@@ -167,11 +182,11 @@ class Router:
         return not isinstance(gate(ChatRequest(rung.name), self._policy, rung), Denied)
 
 
-async def _checks(request: ChatRequest) -> tuple[Check, ...]:
+async def _checks(request: ChatRequest, permissions: Permissions) -> tuple[Check, ...]:
     """What the answer must pass. A large schema takes seconds to validate: not in the event loop."""
     if request.response_format.kind == "text" and not request.extras.checks:
         return ()
-    return await asyncio.to_thread(definitions.checks_of, request)
+    return await asyncio.to_thread(definitions.checks_of, request, permissions)
 
 
 async def _measured(request: ChatRequest, place: Place) -> Rung:

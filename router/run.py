@@ -12,9 +12,10 @@ from ..ledger.rows import OutcomeRow, RequestRow
 from ..wire.chat import ChatRequest, Event, Failure, Finish
 from .budget import within
 from .cascade import Attempt, Place, attempt_events, judge, their_name, with_evidence
-from .checks import Check, Verdict
+from .checks import Answer, Check, Verdict
 from .conversation import Conversation
 from .decision import Decision, Note
+from .judging import JUDGE_S, opinion, question
 from .plan import Predictor
 from .policy import Denied, Policy
 
@@ -54,8 +55,10 @@ class Run:
         policy: Policy,
         ledger: Ledger,
         reviewer: Predictor | None = None,
+        judges: Mapping[str, Place] = MappingProxyType({}),
     ) -> None:
-        """`reviewer`: who says of a local answer whether a supplier's would be better."""
+        """`reviewer`: who says of a local answer whether a supplier's would be better; `judges`: the models that checks ask."""
+        self._judges = judges
         self._reviewer = reviewer
         self._request, self._row, self._checks, self._places = request, row, checks, places
         self._handling, self._policy, self._ledger = handling, policy, ledger
@@ -110,7 +113,7 @@ class Run:
         last: Failure | list[Verdict] = []
         for n, place in enumerate(self._places):
             for turn in range(1 if place.rung.supplier else 1 + self._policy.repairs):
-                if len(self._handling.attempts) >= self._policy.max_attempts:
+                if sum(a.role != "judge" for a in self._handling.attempts) >= self._policy.max_attempts:
                     self._handling.note("attempts", f"{self._policy.max_attempts} tries are all that the policy allows")
                     yield self._end(last)
                     return
@@ -159,14 +162,36 @@ class Run:
         spent = self._handling.cost_usd
         return None if not known else 0.0 if spent is None else min(known) - spent
 
-    def _begin(self, place: Place, role: str = "answer") -> Attempt:
+    def _begin(self, place: Place, role: str = "answer", *, route: bool = True) -> Attempt:
         attempt = Attempt(self._row.id, len(self._handling.attempts), place, self._ledger, role)
         self._handling.attempts.append(attempt)
-        self._handling.route = place.rung.name
+        if route:
+            self._handling.route = place.rung.name
         return attempt
 
     async def _judged(self, attempt: Attempt) -> list[Verdict]:
-        return await asyncio.to_thread(judge, self._request, self._checks, attempt, self._ledger)
+        loop = asyncio.get_running_loop()
+
+        def ask(check: Check, answer: Answer) -> Verdict:
+            """In the thread of the checks."""
+            return asyncio.run_coroutine_threadsafe(self._ask_judge(check, answer), loop).result(JUDGE_S)
+
+        return await asyncio.to_thread(judge, self._request, self._checks, attempt, self._ledger, ask)
+
+    async def _ask_judge(self, check: Check, answer: Answer) -> Verdict:
+        """A model's word on an answer. What it costs is the request's."""
+        place = self._judges[check.get("model") or "local"]
+        asked = question(check, answer, self._request)
+        sent = self._affordable(asked, place)
+        if isinstance(sent, Denied):
+            return Verdict("judge", False, f"the judge could not be asked: {sent.reason}")
+        attempt = self._begin(place, "judge", route=False)
+        async with aclosing(attempt_events(sent, attempt, keep=True)) as events:
+            async for _ in events:
+                pass
+        verdict = opinion(check, attempt.answers(1)[0].text, attempt.failure)
+        attempt.over(accepted=attempt.failure is None)
+        return replace(verdict, cost_usd=attempt.row.retail_usd or 0.0)
 
     async def _reviewed(self, attempt: Attempt) -> list[Verdict]:
         """What the reviewer says against a local answer; nothing where it is good enough."""

@@ -13,6 +13,7 @@ from ..router import Policy, Router
 from ..router.forecaster import Forecaster
 from ..router.placement import parse_rules
 from ..router.prompt_encoder import TextEncoder
+from ..router.sandbox import Permissions
 from ..router.suppliers.profile import SupplierProfile, load_profiles
 from ..runtime.catalogue import catalogue
 from ..runtime.embedder import Embedder
@@ -116,6 +117,7 @@ def policy_of(settings: Settings) -> Policy:
         spill_waiting=told.spill_waiting,
         shadow=told.shadow,
         rules=parse_rules(settings.rules),
+        permissions=Permissions(told.code_checks, frozenset(told.commands)),
     )
 
 

@@ -40,7 +40,7 @@ async def feedback(request: Request) -> Response:
     if ledger is None:
         raise Unavailable("There are no books to write it into.", code="no_ledger", retry_after=60)
     attempt = await asyncio.to_thread(_judged, ledger, name, request.app.state.key_id)
-    ledger.add(OutcomeRow(name, attempt, source, accepted, score, comment, time.time()))
+    ledger.add(OutcomeRow(name, attempt, "", accepted, score, "", time.time(), source, comment))
     return json_reply({"object": "feedback", "request_id": name, "attempt_id": attempt})
 
 

@@ -90,6 +90,8 @@ class RouterSettings:
     data_class: str = ""  # of requests that name none; [data_classes] says which suppliers may see which class
     latch: bool = True  # a model that has called a tool gets its result
     spill_waiting: int = bounded(0, 0, 1_048_576)  # so many requests waiting: the next go to suppliers first; 0: never
+    code_checks: bool = False  # checks may run programs that answers hold, in a sandbox
+    commands: tuple[str, ...] = ()  # programs that checks may run, in a sandbox
     shadow: float = bounded(0.0, 0, 1)  # share of kept local answers that a supplier is asked for too, to learn from
 
 

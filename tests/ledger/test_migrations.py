@@ -17,7 +17,8 @@ from baseload.ledger.schema import HEAD, TABLES, metadata
 # The tables as they were made before there were versions.
 OLD = """
 CREATE TABLE requests (id VARCHAR NOT NULL PRIMARY KEY, ts FLOAT NOT NULL, protocol VARCHAR NOT NULL,
-  model_asked VARCHAR NOT NULL, route VARCHAR NOT NULL, decision JSON NOT NULL, status VARCHAR NOT NULL, stream BOOLEAN NOT NULL,
+  model_asked VARCHAR NOT NULL, route VARCHAR NOT NULL, decision JSON NOT NULL, status VARCHAR NOT NULL,
+  stream BOOLEAN NOT NULL,
   finished_ts FLOAT, key_id VARCHAR, error_code VARCHAR);
 CREATE INDEX ix_requests_ts ON requests (ts);
 CREATE TABLE attempts (id VARCHAR NOT NULL PRIMARY KEY, request_id VARCHAR NOT NULL, n INTEGER NOT NULL,

@@ -45,8 +45,8 @@ def url(tmp_path: Path) -> str:
             ledger.add(
                 AttemptRow(f"{name}1", name, 1, "acme", "big", 10.5, accepted=True, retail_usd=0.002, finish_reason="stop")
             )
-    ledger.add(OutcomeRow("a", "a0", "feedback", True, ts=20.0))
-    ledger.add(OutcomeRow("b", "b0", "feedback", False, ts=20.0))
+    ledger.add(OutcomeRow("a", "a0", "", True, ts=20.0, source="feedback"))
+    ledger.add(OutcomeRow("b", "b0", "", False, ts=20.0, source="audit"))
     ledger.add(RequestRow("z", 10.0, "openai_chat", "local", "small", {}, "done"))  # not routed
     ledger.close()
     return where

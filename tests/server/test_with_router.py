@@ -88,7 +88,7 @@ def test_feedback_stands_beside_the_verdicts(house):
     said = house.post("/v1/feedback", json={"request_id": name, "accepted": False, "score": 0.25, "comment": "no hello"})
     assert said.status_code == 200 and said.json()["request_id"] == name
     [outcome] = house.get(f"/v1/requests/{name}").json()["outcomes"]
-    assert (outcome["check"], outcome["passed"], outcome["score"], outcome["evidence"]) == ("feedback", False, 0.25, "no hello")
+    assert (outcome["source"], outcome["passed"], outcome["score"], outcome["comment"]) == ("feedback", False, 0.25, "no hello")
 
 
 @pytest.mark.parametrize(
