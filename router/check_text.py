@@ -28,7 +28,7 @@ def equals(check: Check, answer: Answer) -> str:
 
 def plain(text: str) -> str:
     """Text as it is compared: Unicode NFKC, case folded, white space as single spaces."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).split())
 
 
 def bare(text: str) -> str:
