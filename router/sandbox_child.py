@@ -2,10 +2,10 @@
 
 Two processes of it live while the command runs:
 
-    watcher   outside of the sandbox: makes the namespaces and the small root, then waits; kills the init when the time or the
-              memory is spent. When it dies, the init dies (PR_SET_PDEATHSIG).
-    init      process 1 of the PID namespace: gives up every privilege, starts the command, reaps orphans. When it ends, the
-              kernel kills whatever else lives in the namespace: setsid and double forks don't help.
+    watcher   opens the namespaces, then waits; kills the init when the time or the memory is spent. When it dies, the init
+              dies (PR_SET_PDEATHSIG).
+    init      process 1 of the PID namespace: makes the small root, gives up every privilege, starts the command, reaps orphans.
+              When it ends, the kernel kills whatever else lives in the namespace: setsid and double forks don't help.
 
 Any step that fails ends everything before the command is started; the report says which.
 """
@@ -69,45 +69,6 @@ def own_user_namespace() -> None:
             file.write(text)
 
 
-def make_root(plan: dict) -> None:
-    """A root of its own in memory: the plan's folders, read-only, and what the command may write. Becomes this process's root.
-
-    It is mounted over this program's own folder, in a mount namespace of its own: nothing has to be made or removed outside.
-    """
-    mount("private mounts", "none", "/", None, MS_REC | MS_PRIVATE)
-    root = os.path.dirname(os.path.abspath(__file__))
-    options = f"mode=755,size={plan['files_bytes']},nr_inodes={plan['files']}"
-    sources = [(path, os.open(source, os.O_PATH)) for path, source in plan["shown"]]  # before they may be covered
-    devices = [(f"/dev/{name}", os.open(f"/dev/{name}", os.O_PATH)) for name in DEVICES]
-    mount("root", "tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, options)
-    for path, target in plan["links"]:
-        os.symlink(target, root + path)
-    for path, fd in sources:
-        bind(fd, root + path, ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV)
-    for path, fd in devices:
-        bind(fd, root + path, ATTR_RDONLY | ATTR_NOSUID)
-    for path in (*WRITABLE, "/proc"):
-        os.makedirs(root + path, exist_ok=True)
-    for path in WRITABLE:
-        os.chmod(root + path, 0o1777)
-    os.chdir(root)
-    call("new root", SYS_PIVOT_ROOT, b".", b".")  # the old root lies on top of the new: pivot_root(2)
-    check("old root", libc.umount2(b".", 2))
-    os.chdir("/")
-
-
-def bind(fd: int, target: str, attributes: int) -> None:
-    """The opened file or folder with all that is mounted below it, at `target`."""
-    is_folder = stat.S_ISDIR(os.fstat(fd).st_mode)
-    os.makedirs(target if is_folder else os.path.dirname(target), exist_ok=True)
-    if not is_folder:
-        os.close(os.open(target, os.O_CREAT | os.O_RDONLY))
-    mount(f"bind {target}", f"/proc/self/fd/{fd}", target, None, MS_BIND | MS_REC)
-    attr = struct.pack("=QQQQ", attributes, 0, 0, 0)  # struct mount_attr
-    call(f"read-only {target}", SYS_MOUNT_SETATTR, -100, target.encode(), AT_RECURSIVE, attr, len(attr))
-    os.close(fd)
-
-
 def watch(init: int, plan: dict, begun: float) -> dict:
     """Waits for the init; the report on how it ended. Once waitpid has returned, nobody of the namespace lives any more."""
     killed = ""
@@ -140,11 +101,11 @@ def memory() -> int:
 # ---------------------------------------------------------------------------------------------------------- inside: the init
 
 
-def be_init(plan: dict, report: int, watcher_lives: int) -> None:
+def be_init(plan: dict, report: int, watcher_lives: int, made: int) -> None:
     """Process 1: no privilege is left when the command starts. Never returns."""
     prctl("parent's death", PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    mount("proc", "proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, "subset=pid")
+    make_root(plan)
     if os.geteuid() == 0:  # root's processes are not counted by RLIMIT_NPROC, and its files would be the command's own
         for capability in range(64):
             if libc.prctl(CAPBSET_DROP, capability, 0, 0, 0) < 0:
@@ -170,6 +131,7 @@ def be_init(plan: dict, report: int, watcher_lives: int) -> None:
     if os.read(watcher_lives, 1) != b"1":  # it died before its death could be noticed
         os._exit(1)
     os.close(report)
+    os.write(made, b"1")
     command = os.fork()
     if command == 0:
         start(plan)
@@ -180,6 +142,47 @@ def be_init(plan: dict, report: int, watcher_lives: int) -> None:
         if pid == command:
             code = os.waitstatus_to_exitcode(status)
             os._exit(code if code >= 0 else 128 - code)
+
+
+def make_root(plan: dict) -> None:
+    """A root of its own in memory: the plan's folders, read-only, and what the command may write. Both processes move there.
+
+    It is mounted over this program's own folder, in a mount namespace of its own: nothing has to be made or removed outside.
+    """
+    mount("private mounts", "none", "/", None, MS_REC | MS_PRIVATE)
+    root = os.path.dirname(os.path.abspath(__file__))
+    options = f"mode=755,size={plan['files_bytes']},nr_inodes={plan['files']}"
+    sources = [(path, os.open(source, os.O_PATH)) for path, source in plan["shown"]]  # before they may be covered
+    devices = [(f"/dev/{name}", os.open(f"/dev/{name}", os.O_PATH)) for name in DEVICES]
+    mount("root", "tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, options)
+    for path, target in plan["links"]:
+        os.symlink(target, root + path)
+    for path, fd in sources:
+        bind(fd, root + path, ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV)
+    for path, fd in devices:
+        bind(fd, root + path, ATTR_RDONLY | ATTR_NOSUID)
+    for path in (*WRITABLE, "/proc"):
+        os.makedirs(root + path, exist_ok=True)
+    for path in WRITABLE:
+        os.chmod(root + path, 0o1777)
+    # Only who sees a whole /proc may mount another: while the old root is still there.
+    mount("proc", "proc", root + "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, "subset=pid")
+    os.chdir(root)
+    call("new root", SYS_PIVOT_ROOT, b".", b".")  # the old root lies on top of the new: pivot_root(2)
+    check("old root", libc.umount2(b".", 2))
+    os.chdir("/")
+
+
+def bind(fd: int, target: str, attributes: int) -> None:
+    """The opened file or folder with all that is mounted below it, at `target`."""
+    is_folder = stat.S_ISDIR(os.fstat(fd).st_mode)
+    os.makedirs(target if is_folder else os.path.dirname(target), exist_ok=True)
+    if not is_folder:
+        os.close(os.open(target, os.O_CREAT | os.O_RDONLY))
+    mount(f"bind {target}", f"/proc/self/fd/{fd}", target, None, MS_BIND | MS_REC)
+    attr = struct.pack("=QQQQ", attributes, 0, 0, 0)  # struct mount_attr
+    call(f"read-only {target}", SYS_MOUNT_SETATTR, -100, target.encode(), AT_RECURSIVE, attr, len(attr))
+    os.close(fd)
 
 
 def landlock(plan: dict) -> None:
@@ -233,16 +236,17 @@ def main() -> None:
         if os.geteuid() != 0:
             own_user_namespace()
         check("namespaces", libc.unshare(NEWNS | NEWPID | NEWNET | NEWIPC | NEWUTS))
-        make_root(plan)
         lives, life = os.pipe()
+        ready, made = os.pipe()
         begun = time.monotonic()
         init = os.fork()
         if init == 0:
             os.close(life)
-            be_init(plan, report, lives)
-        for fd in (0, 1, 2, lives):
+            be_init(plan, report, lives, made)
+        for fd in (0, 1, 2, lives, made):
             os.close(fd)
         os.write(life, b"1")
+        os.read(ready, 1)  # or the init has ended: before that, /proc is still everybody's
         ended = watch(init, plan, begun)
         os.write(report, json.dumps(ended).encode() + b"\n")
     except BaseException as error:

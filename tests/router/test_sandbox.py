@@ -186,6 +186,16 @@ def test_it_has_no_privilege_and_gets_none():
         assert attempt(f"import ctypes\nassert ctypes.CDLL(None).{call} == 0") == "AssertionError", call
 
 
+def test_every_wall_stands_by_itself():
+    """What the others would hold as well must be held by each: a hole in one is not a way out."""
+    for kind in ("user", "net", "pid", "ipc", "mnt", "uts"):
+        outside = os.readlink(f"/proc/self/ns/{kind}")
+        assert outside.encode() not in python(f"import os; print(os.readlink('/proc/self/ns/{kind}'))").stdout, kind
+    assert attempt("import os\nos.listdir('/')").startswith("PermissionError"), "Landlock: a folder that nobody named"
+    interfaces = python("import socket; print(socket.if_nameindex())").stdout.decode()
+    assert interfaces in ("", "[(1, 'lo')]\n"), "and no network card"
+
+
 # --------------------------------------------------------------------------------------------------------- time and memory
 
 
