@@ -18,6 +18,7 @@ from .spec import StepBatch
 __all__ = [
     "RoundedWeight",
     "add_rms_norm",
+    "byte_inputs",
     "coarse",
     "embed",
     "fine",
@@ -26,6 +27,7 @@ __all__ = [
     "low_byte",
     "paged_attention",
     "plan_attention",
+    "quantise_bytes",
     "quantise_coarse",
     "quantise_fine",
     "quantise_row",
@@ -90,6 +92,18 @@ def quantise_row(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """x [T, in] in steps of the row's largest magnitude / 32512: integers, and what one of them stands for [T, 1]."""
     peak = x.abs().amax(-1, keepdim=True)
     return (x * _inverse(32512, peak)).round(), peak * torch.tensor(1 / 32512)
+
+
+def byte_inputs(x: torch.Tensor) -> torch.Tensor:
+    """x [T, in] in steps of the row's largest magnitude / 127; then nothing, in place of low bytes."""
+    integers, step = quantise_bytes(x)
+    return torch.cat((integers * step, torch.zeros_like(x)), -1)
+
+
+def quantise_bytes(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """x [.., n] in steps of the largest magnitude of n / 127: integers, and what one of them stands for [.., 1]."""
+    peak = x.abs().amax(-1, keepdim=True)
+    return (x * _inverse(127, peak)).round(), peak * torch.tensor(1 / 127)
 
 
 def low_byte(integers: torch.Tensor) -> torch.Tensor:

@@ -50,8 +50,7 @@ class Layer(ctypes.Structure):
     _fields_ = (
         *((name, Weight) for name in LINEARS),
         *((name, c_void_p) for name in VECTORS),
-        ("window", c_int32),
-        ("fine", c_int32),
+        *((name, c_int32) for name in ("window", "fine", "bytes", "padding")),
     )
 
 

@@ -16,10 +16,10 @@ struct Cutter {  // cuts one allocation into aligned parts; without memory, it c
   }
 };
 
-void cut_act(const Ops* ops, Cutter& from, Act three[3], int rows, int cols) {
+void cut_act(const Ops* ops, Cutter& from, Act all[PRECISIONS], int rows, int cols) {
   // MAX_TILE rows more: a kernel that always takes so many may read, though not use, what follows the last.
   const int64_t padded = rows + MAX_TILE;
-  Act* a = three;
+  Act* a = all;
   a->cols = cols;
   a->values = from.take<char>(padded * act_bytes(cols));
   a->scale = from.take<float>(padded * (cols / GROUP));
@@ -27,9 +27,8 @@ void cut_act(const Ops* ops, Cutter& from, Act three[3], int rows, int cols) {
   a->negative = from.take<int32_t>(padded * (cols / GROUP));
   a->total = from.take<float>(padded * (cols / GROUP));
   a->whole = ops->has_tiles ? from.take<float>(padded * cols) : nullptr;
-  three[1] = three[2] = *a;
-  three[WIDE].whole = nullptr;
-  three[COARSE].precision = COARSE, three[FINE].precision = FINE, three[WIDE].precision = WIDE;
+  for (int i = 0; i < PRECISIONS; i++) all[i] = *a, all[i].precision = (Precision)i;
+  all[WIDE].whole = nullptr;
 }
 
 void lay_out(Model* m, Cutter& from, int tokens, int rows) {
@@ -81,10 +80,10 @@ bool make_room(Model* m, const BatchDesc& b) {
   return true;
 }
 
-void set_rows(const Ops* ops, Act three[3], int rows) {
-  for (int i = 0; i < 3; i++) {
-    three[i].rows = rows;
-    three[i].height = tile_height(ops, rows);
+void set_rows(const Ops* ops, Act all[PRECISIONS], int rows) {
+  for (int i = 0; i < PRECISIONS; i++) {
+    all[i].rows = rows;
+    all[i].height = tile_height(ops, rows);
   }
 }
 

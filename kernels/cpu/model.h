@@ -26,8 +26,8 @@ struct Model : Job {
   uint16_t* q;
   float* scratch;  // of each thread
   int64_t scratch_each;
-  // Each in all three precisions, over the same memory; what a layer's weights take says which is used.
-  Act hidden[3], mixed[3], wide[3], last[3];
+  // Each in all precisions, over the same memory; what a layer's weights take says which is used.
+  Act hidden[PRECISIONS], mixed[PRECISIONS], wide[PRECISIONS], last[PRECISIONS];
   Best* bests;
   Block* blocks;
   int n_blocks, head_chunks;

@@ -37,8 +37,10 @@ struct Weight {
 // Scale and zero are those of 32 inputs of one row. Beside them lie minus the sum of the 32 (a - zero), and scale times that sum.
 //
 // With tiles all but WIDE ones are [step of 64 inputs][2][height][64] int8, the high, then the low bytes of 16-bit integers, and
-// `scale` is one of each row. Coarse then is what they meet: weights of 8 bits, and FINE meets weights of 16.
-enum Precision : int32_t { COARSE = 0, FINE = 1, WIDE = 2 };
+// `scale` is one of each row. Coarse then is what they meet: weights of 8 bits, and FINE meets weights of 16. Only with tiles:
+//   BYTES   [step of 64 inputs][height][64] int8, of 8-bit integers; `scale` is one of each row; meets weights of 8 bits
+enum Precision : int32_t { COARSE = 0, FINE = 1, WIDE = 2, BYTES = 3 };
+constexpr int PRECISIONS = 4;
 
 struct Act {
   void* values;
@@ -121,7 +123,7 @@ inline int tile_height(const Ops* ops, int rows) {
   return rows ? (rows + (rows - 1) / ops->max_tile) / ((rows - 1) / ops->max_tile + 1) : 1;
 }
 
-inline Precision precision_of(const Weight& w, bool fine) { return w.format == BF16 ? WIDE : fine ? FINE : COARSE; }
+inline Precision precision_of(const Weight& w, Precision wanted) { return w.format == BF16 ? WIDE : wanted; }
 
 // Bytes of a row of activations in any precision.
 inline int64_t act_bytes(int cols) { return 2 * ((cols + STEP - 1) / STEP * STEP); }

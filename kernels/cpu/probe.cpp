@@ -38,8 +38,8 @@ void walk_linear(Job* job, uint32_t number, int thread) {
 }  // namespace
 
 // from [rows][cols] times each of `n` weights of one shape in turn: to [rows][a weight's rows, filled up to a multiple of 16] is
-// the last product. 0, or -1: no memory or no such set.
-EXPORT int bl_linear(Pool* pool, const char* isa, const Weight* weight, int n, const float* from, int rows, int fine, float* to) {
+// the last product. `precision`: of the activations, unless the weight is in bfloat16. 0, or -1: no memory or no such set.
+EXPORT int bl_linear(Pool* pool, const char* isa, const Weight* weight, int n, const float* from, int rows, int precision, float* to) {
   const Ops* ops = find_ops(isa);
   void* memory = nullptr;
   if (!ops || rows < 1 || posix_memalign(&memory, 64, sizeof(Linear))) return -1;
@@ -54,7 +54,7 @@ EXPORT int bl_linear(Pool* pool, const char* isa, const Weight* weight, int n, c
   if (made) memset(values, 0, (size_t)nbytes);
   int32_t* after = (int32_t*)((char*)values + values_bytes);
   l->act = {values, (float*)after, after + beside, after + 2 * beside, (float*)after + 3 * beside,
-            nullptr, rows, weight->cols, tile_height(ops, rows), precision_of(*weight, fine)};
+            nullptr, rows, weight->cols, tile_height(ops, rows), precision_of(*weight, !ops->has_tiles && precision == BYTES ? COARSE : (Precision)precision)};
   for (int i = 0; made && i < n; i++) {
     l->weight = weight + i;
     pool_run(pool, l);

@@ -20,11 +20,12 @@ constexpr int CHUNKS = 8;        // a thread, at least, where the work can be cu
 
 // ------------------------------------------------------------------------------------------------- what goes into a product
 
-inline const Act& into_qkv(const Model* m, int l) { return m->hidden[precision_of(m->layers[l].q, m->layers[l].fine & 1)]; }
-inline const Act& into_o(const Model* m, int l) { return m->mixed[precision_of(m->layers[l].o, m->layers[l].fine & 2)]; }
-inline const Act& into_mlp(const Model* m, int l) { return m->hidden[precision_of(m->layers[l].gate, m->layers[l].fine & 4)]; }
-inline const Act& into_down(const Model* m, int l) { return m->wide[precision_of(m->layers[l].down, m->layers[l].fine & 8)]; }
-inline const Act& into_head(const Model* m) { return m->last[precision_of(m->desc.head, m->ops->has_tiles)]; }
+inline Precision wanted(const LayerDesc& l, int bit) { return l.fine & bit ? FINE : l.bytes & bit ? BYTES : COARSE; }
+inline const Act& into_qkv(const Model* m, int l) { return m->hidden[precision_of(m->layers[l].q, wanted(m->layers[l], 1))]; }
+inline const Act& into_o(const Model* m, int l) { return m->mixed[precision_of(m->layers[l].o, wanted(m->layers[l], 2))]; }
+inline const Act& into_mlp(const Model* m, int l) { return m->hidden[precision_of(m->layers[l].gate, wanted(m->layers[l], 4))]; }
+inline const Act& into_down(const Model* m, int l) { return m->wide[precision_of(m->layers[l].down, wanted(m->layers[l], 8))]; }
+inline const Act& into_head(const Model* m) { return m->last[precision_of(m->desc.head, m->ops->has_tiles ? FINE : COARSE)]; }
 
 // ------------------------------------------------------------------------------------------------- chunks of work
 

@@ -14,6 +14,7 @@ struct LayerDesc {
   const float *cos, *sin;  // [positions][D / 2]
   int32_t window;
   int32_t fine;  // whose inputs are FINE activations: bit 0 q, k and v; 1 o; 2 gate and up; 3 down
+  int32_t bytes, padding;  // whose are, if not FINE, BYTES
 };
 
 struct ModelDesc {

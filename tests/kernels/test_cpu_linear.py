@@ -18,23 +18,27 @@ from baseload.kernels.cpu import library as native
 from baseload.kernels.cpu.library import instruction_sets
 from baseload.kernels.cpu.pack import GROUP, Format, Grouped, Layout, Packed, bf16, int8, pack, tile_integers, unpack
 from baseload.kernels.cpu.step import layout_of
-from baseload.kernels.rounded import low_byte, quantise_coarse, quantise_fine, quantise_row, to_bf16
+from baseload.kernels.rounded import low_byte, quantise_bytes, quantise_coarse, quantise_fine, quantise_row, to_bf16
 
 ISAS = instruction_sets()
 ROUNDING = 2.0**-23
 TINY = 1e-30  # inputs as small as this may count as zeros
 DOUBTFUL = 2.0**-13  # so near to half a step, a fused product rounds otherwise than one in two roundings
+COARSE, FINE, BYTES = PRECISIONS = 0, 1, 3  # ops.h's Precision; without tiles, bytes are coarse
 INTEGER = [f for f in Format if f != Format.BF16]
 
 
-def linear(pool: native.Pool, isa: str, grouped: Grouped, x: NDArray[np.float32], fine: bool = False) -> NDArray[np.float32]:
+def linear(
+    pool: native.Pool, isa: str, grouped: Grouped, x: NDArray[np.float32], precision: int = COARSE
+) -> NDArray[np.float32]:
     """x [M, in] times the weight, transposed: [M, out]."""
     x, weight = np.ascontiguousarray(x), pack(grouped, layout_of(isa))
     out = np.full((len(x), -(-weight.rows // 16) * 16), 7, np.float32)
     w = native.Weight(weight.codes.ctypes.data, weight.scales.ctypes.data, int(weight.format), weight.rows, weight.cols)
     library = native.library()
     assert (
-        library.bl_linear(pool.handle, isa.encode(), ctypes.addressof(w), 1, x.ctypes.data, len(x), fine, out.ctypes.data) == 0
+        library.bl_linear(pool.handle, isa.encode(), ctypes.addressof(w), 1, x.ctypes.data, len(x), precision, out.ctypes.data)
+        == 0
     )
     return out[:, : weight.rows]
 
@@ -113,7 +117,7 @@ class Exact:
     bound: NDArray[np.float64]
 
 
-def exact_product(weight: Grouped, x: NDArray[np.float32], isa: str, fine: bool) -> Exact:
+def exact_product(weight: Grouped, x: NDArray[np.float32], isa: str, precision: int) -> Exact:
     codes, d, m = meant(weight)
     n_groups = codes.shape[1]
     given = torch.from_numpy(x)
@@ -121,13 +125,13 @@ def exact_product(weight: Grouped, x: NDArray[np.float32], isa: str, fine: bool)
         rounded, w = to_bf16(given).double().numpy(), unpacked(weight).astype(np.float64)
         return Exact(rounded @ w.T, (x.shape[1] + 1) * (ROUNDING * (np.abs(rounded) @ np.abs(w).T) + TINY))
     if layout_of(isa) == Layout.TILES:
-        return exact_tiles(pack(weight, Layout.TILES), given, fine)
-    integers, step = (part.double().numpy() for part in (quantise_fine if fine else quantise_coarse)(given))
+        return exact_tiles(pack(weight, Layout.TILES), given, precision)
+    integers, step = (part.double().numpy() for part in (quantise_fine if precision == FINE else quantise_coarse)(given))
     dots = np.matmul(integers.transpose(1, 0, 2), codes.transpose(1, 2, 0)) * d.transpose(1, 2, 0)  # [G, M, out]
     minima = integers.sum(-1, keepdims=True).transpose(1, 0, 2) * m.transpose(1, 2, 0)
     steps = step.transpose(1, 0, 2)
     bound = (n_groups + 3) * ROUNDING * (steps * (np.abs(dots) + np.abs(minima))).sum(0)
-    if not fine:
+    if precision != FINE:
         quotient = np.divide(x.reshape(integers.shape).astype(np.float64), step, out=np.zeros_like(integers), where=step > 0)
         off = np.where(np.abs(np.abs(quotient % 1) - 0.5) < DOUBTFUL, step, 0).reshape(x.shape)
         bound += off @ np.abs(d * codes + m).reshape(len(codes), -1).T
@@ -135,13 +139,16 @@ def exact_product(weight: Grouped, x: NDArray[np.float32], isa: str, fine: bool)
     return Exact((steps * (dots + minima)).sum(0), bound + TINY * size)
 
 
-def exact_tiles(weight: Packed, x: torch.Tensor, fine: bool) -> Exact:
+def exact_tiles(weight: Packed, x: torch.Tensor, precision: int) -> Exact:
     """Sums of integers are exact; then both are rounded to float32, added, and twice multiplied by a scale."""
-    integers, step = (part.double() for part in quantise_row(x))
+    integers, step = (part.double() for part in (quantise_bytes if precision == BYTES else quantise_row)(x))
     w, scale = torch.from_numpy(tile_integers(weight)).double(), torch.from_numpy(weight.scales[: weight.rows]).double() / 256
+    if precision == BYTES:
+        integers = integers * 256
+        step = step / 256
     a_low, w_low = low_byte(integers), low_byte(w)
     high, low = (integers - a_low) @ (w - w_low).T, a_low @ (w - w_low).T
-    if fine:
+    if precision == FINE:
         low += (integers - a_low) @ w_low.T
     return Exact((step * (high + low) * scale).numpy(), (4 * ROUNDING * step * (high.abs() + low.abs()) * scale + TINY).numpy())
 
@@ -186,23 +193,28 @@ def any_weight(kit, format: Format, rows: int, cols: int, rng: np.random.Generat
 
 
 @given(
-    st.sampled_from(Format), st.booleans(), st.integers(1, 70), st.integers(1, 70), st.integers(1, 72), st.integers(0, 1 << 30)
+    st.sampled_from(Format),
+    st.sampled_from(PRECISIONS),
+    st.integers(1, 70),
+    st.integers(1, 70),
+    st.integers(1, 72),
+    st.integers(0, 1 << 30),
 )
 @settings(max_examples=200, deadline=None)
-def test_products_keep_their_bound(kit, threads, format, fine, m, n, groups, seed):
+def test_products_keep_their_bound(kit, threads, format, precision, m, n, groups, seed):
     rng = np.random.default_rng(seed)
     weight, x = any_weight(kit, format, n, 32 * groups, rng), rows_of_kinds((m, 32 * groups), rng)
     for isa in ISAS:
-        exact = exact_product(weight, x, isa, fine)
-        error = np.abs(linear(threads, isa, weight, x, fine) - exact.value)
+        exact = exact_product(weight, x, isa, precision)
+        error = np.abs(linear(threads, isa, weight, x, precision) - exact.value)
         worst = np.unravel_index((error - exact.bound).argmax(), error.shape)
         assert (error <= exact.bound).all(), (isa, worst, error[worst], exact.bound[worst], exact.value[worst])
 
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("format", Format)
-@pytest.mark.parametrize("fine", [False, True])
-def test_codes_and_activations_at_their_ends(kit, threads, isa, format, fine):
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_codes_and_activations_at_their_ends(kit, threads, isa, format, precision):
     """The largest integers that there can be, of either sign: no sum of them runs over."""
     rng, cols = np.random.default_rng(0), 2304
     base = kit.grouped(format, 32, cols, rng)
@@ -211,24 +223,24 @@ def test_codes_and_activations_at_their_ends(kit, threads, isa, format, fine):
     x = np.ones((9, cols), np.float32)
     x[1::2] = -1
     x[2::3, ::2] *= -1
-    exact = exact_product(full, x, isa, fine)
-    assert (np.abs(linear(threads, isa, full, x, fine) - exact.value) <= exact.bound).all()
+    exact = exact_product(full, x, isa, precision)
+    assert (np.abs(linear(threads, isa, full, x, precision) - exact.value) <= exact.bound).all()
 
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("format", Format)
-@pytest.mark.parametrize("fine", [False, True])
-def test_a_broken_number_breaks_its_own_row_only(kit, threads, isa, format, fine):
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_broken_number_breaks_its_own_row_only(kit, threads, isa, format, precision):
     rng = np.random.default_rng(1)
     weight = kit.grouped(format, 40, 96, rng)
     for rows in (1, 3, 7, 33):
         x = rng.standard_normal((rows, 96)).astype(np.float32)
-        healthy = linear(threads, isa, weight, x, fine)
+        healthy = linear(threads, isa, weight, x, precision)
         for value in (np.nan, np.inf, -np.inf):
             for column in (0, 15, 16, 31, 70, 95):
                 broken, hit = x.copy(), int(rng.integers(rows))
                 broken[hit, column] = value
-                found = linear(threads, isa, weight, broken, fine)
+                found = linear(threads, isa, weight, broken, precision)
                 assert not np.isfinite(found[hit]).any(), (value, column, hit)
                 np.testing.assert_array_equal(bits(np.delete(found, hit, 0)), bits(np.delete(healthy, hit, 0)))
 
@@ -236,21 +248,21 @@ def test_a_broken_number_breaks_its_own_row_only(kit, threads, isa, format, fine
 # --- bits ----------------------------------------------------------------------------------------------------------------
 
 
-# fine inputs or not, rows, outputs, groups of inputs, seed
-SIZES = (st.booleans(), st.integers(1, 70), st.integers(1, 40), st.integers(1, 60), st.integers(0, 1 << 30))
+# precision of inputs, rows, outputs, groups of inputs, seed
+SIZES = (st.sampled_from(PRECISIONS), st.integers(1, 70), st.integers(1, 40), st.integers(1, 60), st.integers(0, 1 << 30))
 
 
 @given(st.sampled_from(Format), *SIZES)
 @settings(max_examples=150, deadline=None)
-def test_a_row_has_the_same_bits_in_any_company(kit, threads, format, fine, m, n, groups, seed):
+def test_a_row_has_the_same_bits_in_any_company(kit, threads, format, precision, m, n, groups, seed):
     rng = np.random.default_rng(seed)
     weight, x = any_weight(kit, format, n, 32 * groups, rng), rows_of_kinds((m, 32 * groups), rng)
     order, some = rng.permutation(m), int(rng.integers(1, m + 1))
     for isa in ISAS:
-        together = bits(linear(threads, isa, weight, x, fine))
-        np.testing.assert_array_equal(bits(linear(threads, isa, weight, x[order][:some], fine)), together[order][:some])
+        together = bits(linear(threads, isa, weight, x, precision))
+        np.testing.assert_array_equal(bits(linear(threads, isa, weight, x[order][:some], precision)), together[order][:some])
         for r in order[:3]:
-            np.testing.assert_array_equal(bits(linear(threads, isa, weight, x[r : r + 1], fine))[0], together[r])
+            np.testing.assert_array_equal(bits(linear(threads, isa, weight, x[r : r + 1], precision))[0], together[r])
 
 
 FUSED = [isa for isa in ISAS if isa != "portable" and layout_of(isa) == Layout.DOTS]
@@ -259,11 +271,11 @@ FUSED = [isa for isa in ISAS if isa != "portable" and layout_of(isa) == Layout.D
 @pytest.mark.skipif(len(FUSED) < 2, reason="one instruction set with fused products, or none")
 @given(st.sampled_from(INTEGER), *SIZES)
 @settings(max_examples=150, deadline=None)
-def test_instruction_sets_with_fused_products_give_the_same_bits(kit, threads, format, fine, m, n, groups, seed):
+def test_instruction_sets_with_fused_products_give_the_same_bits(kit, threads, format, precision, m, n, groups, seed):
     """Vectors of 512 bits and of 256: the same integers, and the same roundings of them."""
     rng = np.random.default_rng(seed)
     weight, x = any_weight(kit, format, n, 32 * groups, rng), rows_of_kinds((m, 32 * groups), rng)
-    first, *others = (bits(linear(threads, isa, weight, x, fine)) for isa in FUSED)
+    first, *others = (bits(linear(threads, isa, weight, x, precision)) for isa in FUSED)
     for other in others:
         np.testing.assert_array_equal(other, first)
 

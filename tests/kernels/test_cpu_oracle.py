@@ -14,13 +14,13 @@ import pytest
 
 from baseload.kernels.cpu import step as cpu_step
 from baseload.kernels.cpu.library import instruction_sets
-from baseload.kernels.cpu.pack import Format
+from baseload.kernels.cpu.pack import Format, Layout
 from baseload.kernels.spec import LayerSpec
 from baseload.runtime.models import rounded_decoder
 from baseload.runtime.models.model_file import load_model
 from baseload.runtime.models.native_weights import native_weights
 
-TYPICAL, WORST = 2e-4, 0.05  # of the logits' standard deviation, in one layer: of the median row, and of the worst
+TYPICAL, WORST = 2e-4, 0.1  # of the logits' standard deviation, in one layer: of the median row, and of the worst
 WORST_OF_FIVE = 0.15
 ISAS = instruction_sets()
 FeatureSet = dict[str, Any]
@@ -77,16 +77,16 @@ def check(found: np.ndarray) -> None:
     assert np.median(found) < TYPICAL and found.max() < WORST
 
 
-@pytest.fixture(params=[0, 15], ids=["coarse", "fine"])
-def precision(request, monkeypatch) -> int:
-    """All activations of 8 bits, or all of 16."""
-    return set_precision(monkeypatch, request.param)
+@pytest.fixture(params=[(0, 0), (15, 0), (0, 15)], ids=["coarse", "fine", "bytes"])
+def precision(request, monkeypatch) -> None:
+    """All activations of 8 bits (with tiles, of 16), or all of 16 (with weights of 16), or all of one byte where there are tiles."""
+    set_precision(monkeypatch, *request.param)
 
 
-def set_precision(monkeypatch: pytest.MonkeyPatch, fine: int) -> int:
-    monkeypatch.setattr(cpu_step, "fine_inputs", lambda *_: fine)
-    monkeypatch.setattr(rounded_decoder, "fine_inputs", lambda *_: fine)
-    return fine
+def set_precision(monkeypatch: pytest.MonkeyPatch, fine: int, small: int) -> None:
+    for module in (cpu_step, rounded_decoder):
+        monkeypatch.setattr(module, "fine_inputs", lambda *_: fine)
+        monkeypatch.setattr(module, "byte_inputs", lambda *which: small if which[-1] == Layout.TILES else 0)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -114,7 +114,7 @@ def test_every_format(formats, isa, precision, kit, step, pages, row):
 
 @pytest.mark.parametrize("fine", [1, 2, 4, 8])
 def test_each_linear_has_a_precision_of_its_own(fine, monkeypatch, kit, step, pages, row):
-    set_precision(monkeypatch, fine)
+    set_precision(monkeypatch, fine, 15)
     spec = kit.spec(1)
     check(errors(kit, step, pages, row, spec, kit.weights(spec)))
 
