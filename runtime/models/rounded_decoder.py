@@ -26,9 +26,8 @@ class RoundedDecoder(Decoder):
         def linear(weight: torch.Tensor, names: Sequence[str], fine: int, in_bytes: int = 0) -> rounded.RoundedWeight:
             return _linear(weight, [weights.linears[name] for name in names], bool(fine), bool(in_bytes))
 
-        layout = weights.linears["embed"].layout
         for i, layer in enumerate(self._layers):
-            fine, small = (which(i, spec.n_layers, layout) for which in (fine_inputs, byte_inputs))
+            fine, small = fine_inputs(i, spec.n_layers), byte_inputs(i, spec.n_layers, weights)
             at = f"layers.{i}."
             self._layers[i] = replace(
                 layer,
@@ -37,7 +36,7 @@ class RoundedDecoder(Decoder):
                 gate_up=linear(layer.gate_up, (at + "gate", at + "up"), fine & GATE_UP, small & GATE_UP),
                 down=linear(layer.down, (at + "down",), fine & DOWN, small & DOWN),
             )
-        self._head = linear(self._head, ("embed" if spec.tied else "head",), layout == Layout.TILES)
+        self._head = linear(self._head, ("embed" if spec.tied else "head",), weights.layout == Layout.TILES)
 
 
 def _linear(weight: torch.Tensor, parts: Sequence[Packed], fine: bool, in_bytes: bool) -> rounded.RoundedWeight:

@@ -79,14 +79,14 @@ def check(found: np.ndarray) -> None:
 
 @pytest.fixture(params=[(0, 0), (15, 0), (0, 15)], ids=["coarse", "fine", "bytes"])
 def precision(request, monkeypatch) -> None:
-    """All activations of 8 bits (with tiles, of 16), or all of 16 (with weights of 16), or all of one byte where there are tiles."""
+    """All activations of 8 bits (with tiles, of 16), or all of 16 (and weights too), or with tiles all of one byte."""
     set_precision(monkeypatch, *request.param)
 
 
 def set_precision(monkeypatch: pytest.MonkeyPatch, fine: int, small: int) -> None:
     for module in (cpu_step, rounded_decoder):
         monkeypatch.setattr(module, "fine_inputs", lambda *_: fine)
-        monkeypatch.setattr(module, "byte_inputs", lambda *which: small if which[-1] == Layout.TILES else 0)
+        monkeypatch.setattr(module, "byte_inputs", lambda *which: small if which[-1].layout == Layout.TILES else 0)
 
 
 @pytest.mark.parametrize("isa", ISAS)
