@@ -79,7 +79,8 @@ def fine_inputs(layer: int, n_layers: int) -> int:
 
     Rounding hurts most where attention's scores come from, in the first layers, whose errors all others build on, and in the
     last, after which nothing averages them out. On SmolLM2-135M this takes two thirds off the divergence from unrounded
-    activations, for a fifth more products; with tiles, a third off that from rounded weights and activations, for a quarter more.
+    activations, for a fifth more products; with tiles, a third off that from rounded weights and activations, for a quarter
+    more.
     """
     return QKV_INPUTS if is_inner(layer, n_layers) else ALL_INPUTS
 
