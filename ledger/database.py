@@ -1,4 +1,4 @@
-"""A database of the ledger: opened, its schema brought up to date, and what is wrong with it said in one line."""
+"""Where the ledger lies: SQLite in a file, or PostgreSQL by URL. Opening brings its schema up to date, whole or not at all."""
 
 from __future__ import annotations
 

@@ -6,14 +6,18 @@ Prompts and answers are never in it.
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from . import outcomes
 from . import report as reports
 from .database import check, connect, default_url, open_for_reading, prepare, unusable
+from .outcomes import TrainingRow
 from .report import Report
 from .rows import Row
 from .schema import requests
@@ -106,6 +110,35 @@ class Ledger:
     def report(self, since: float = 0.0) -> Report:
         """What was asked and what it cost since `since` (seconds since the epoch)."""
         return reports.report(self.engine, since)
+
+    def feedback(
+        self,
+        request_id: str,
+        *,
+        accepted: bool | None = None,
+        score: float | None = None,
+        comment: str = "",
+        key_id: str | None = None,
+    ) -> bool:
+        """Write down what a client thinks of an answer; False where there is no such request, or it is another key's.
+
+        Blocks until it is committed. Raises LedgerError if that fails.
+        """
+        given = {"accepted": accepted, "score": score, "comment": comment, "key_id": key_id, "ts": time.time()}
+        self.flush()  # the request may have ended a moment ago
+        row = outcomes.feedback_row(self.engine, request_id, **given)
+        if row is not None:
+            self.add(row)
+            self.flush()
+        return row is not None
+
+    def outcomes_since(self, since: float = 0.0) -> Iterator[dict[str, Any]]:
+        """See outcomes.outcomes_since."""
+        return outcomes.outcomes_since(self.engine, since)
+
+    def training_rows(self, since: float = 0.0) -> Iterator[TrainingRow]:
+        """See outcomes.training_rows."""
+        return outcomes.training_rows(self.engine, since)
 
     def request(self, request_id: str) -> dict[str, Any] | None:
         """One request with its attempts, outcomes and egress; None if unknown. Blocks on the disk."""
