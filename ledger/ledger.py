@@ -14,9 +14,9 @@ from typing import Any
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from . import outcomes
+from . import budgets, outcomes
 from . import report as reports
-from .database import check, connect, default_url, open_for_reading, prepare, unusable
+from .database import check, connect, default_url, is_sqlite, open_for_reading, prepare, unusable
 from .outcomes import TrainingRow
 from .report import Report
 from .rows import Row
@@ -51,12 +51,14 @@ class Ledger:
         return cls(engine)
 
     def reconcile(self) -> int:
-        """Mark the requests that a killed server left running as `interrupted`; how many there were.
+        """Mark the requests that a killed server left running as `interrupted`, and free what it had reserved; how many there
+        were. On PostgreSQL, where several servers may share the ledger, only reservations past their time are freed.
 
         For a server at its start, before it takes requests: another that is running would see its own marked until they end.
         """
         running = requests.update().where(requests.c.status == "running").values(status="interrupted")
         try:
+            budgets.expire(self.engine, all_held=is_sqlite(self.engine))
             with self.engine.begin() as connection:
                 return connection.execute(running).rowcount
         except SQLAlchemyError as error:

@@ -14,7 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from .rows import AttemptRow, EgressRow, OutcomeRow, RequestRow, Row
 
-HEAD = 2
+HEAD = 3
 
 metadata = MetaData()
 
@@ -98,6 +98,50 @@ egress = Table(
     Column("request_id", String, index=True),
     Column("allowed", Boolean, nullable=False),
     Column("reason", String, nullable=False),
+)
+
+keys = Table(
+    "keys",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("name", String, nullable=False),
+    Column("hash", String, nullable=False),
+    Column("prefix", String, nullable=False),
+    Column("scopes", JSON, nullable=False),
+    Column("created_ts", Float, nullable=False),
+    Column("revoked_ts", Float),
+)
+
+budgets = Table(
+    "budgets",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("kind", String, nullable=False),  # key | job | all
+    Column("name", String, nullable=False),  # the key's id or the job's name
+    Column("period", String, nullable=False),  # day (UTC) | total
+    Column("limit_nanousd", Count, nullable=False),
+)
+
+budget_windows = Table(
+    "budget_windows",
+    metadata,
+    Column("budget_id", String, primary_key=True),
+    Column("start_ts", Count, primary_key=True),  # of the day; 0 for a total
+    Column("held_nanousd", Count, nullable=False),
+    Column("spent_nanousd", Count, nullable=False),
+)
+
+reservations = Table(
+    "reservations",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("request_id", String, nullable=False, index=True),
+    Column("ts", Float, nullable=False),
+    Column("expires_ts", Float, nullable=False),
+    Column("status", String, nullable=False, index=True),  # held | settled | released | expired
+    Column("amount_nanousd", Count, nullable=False),
+    Column("settled_nanousd", Count),
+    Column("windows", JSON, nullable=False),  # [[budget id, start], ...]
 )
 
 TABLES: dict[type[Row], Table] = {RequestRow: requests, AttemptRow: attempts, OutcomeRow: outcomes, EgressRow: egress}
