@@ -85,6 +85,7 @@ class Attempt:
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
             cached_tokens=usage.cached_tokens,
+            device_seconds=usage.device_seconds,
             finish_reason=self.finishes[0].reason if 0 in self.finishes else None,
             accepted=accepted,
             retail_usd=self._price(),

@@ -203,7 +203,7 @@ def _n_bytes(request: ChatRequest) -> int:
 
 async def _events(streams: list[GenerationStream], parsers: Sequence[AnswerParser | None]) -> AsyncGenerator[Event, None]:
     """The outputs of all choices as events, Usage with the first token and before the last Finish."""
-    left, spoken = len(streams), 0
+    left, spoken, seconds = len(streams), 0, 0.0
     first = TokenOutput()
     async with aclosing(_merged(streams)) as outputs:
         async for index, output in outputs:
@@ -214,6 +214,7 @@ async def _events(streams: list[GenerationStream], parsers: Sequence[AnswerParse
                 first = output
                 yield Usage(first.prompt_tokens, 0, first.cached_tokens)
             spoken += len(output.token_ids)
+            seconds += output.device_seconds or 0.0
             finish, parser = output.finish, parsers[index]
             if parser is None:
                 yield TextDelta(output.text, index, len(output.token_ids), output.logprobs)
@@ -225,7 +226,7 @@ async def _events(streams: list[GenerationStream], parsers: Sequence[AnswerParse
                 left -= 1
                 if not left:
                     thought = sum(p.reasoning_tokens for p in parsers if p)
-                    yield Usage(first.prompt_tokens, spoken, first.cached_tokens, thought)
+                    yield Usage(first.prompt_tokens, spoken, first.cached_tokens, thought, device_seconds=round(seconds, 9))
                 yield Finish(finish, index, output.matched_stop)
 
 

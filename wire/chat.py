@@ -237,6 +237,8 @@ class Usage:
     cached_tokens: int = 0  # of the prompt, not computed again
     reasoning_tokens: int = 0  # of the completion
     cache_write_tokens: int = 0  # of the prompt, kept for later at a price of its own
+    # Of this machine, measured; None while it goes on, and of other machines. No part of what an answer says.
+    device_seconds: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

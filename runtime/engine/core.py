@@ -16,6 +16,7 @@ from .request import GenerationRequest, Sequence, TokenOutput, joined
 from .sampler import Sampled, sample
 from .scheduler import Scheduler
 from .speculative import observe
+from .step_cost import Load
 
 log = logging.getLogger("baseload.engine")
 
@@ -66,6 +67,7 @@ class EngineCore:
         self.scheduler = Scheduler(config, self.cache)
         self._sequences: dict[str, Sequence] = {}
         self._aborted: list[Sequence] = []
+        self.loads: list[Load] = []  # of the last step; whoever has a clock divides its time by them
         self.steps = self.prompt_tokens = self.prefix_hit_tokens = self.generation_tokens = 0
         self.guessed_tokens = self.kept_tokens = 0
 
@@ -121,6 +123,7 @@ class EngineCore:
         """Schedule, run, sample, emit. Never raises for what a request or the model does: that ends in a Failure."""
         outputs = self._reap()
         plan = self.scheduler.schedule()
+        self.loads = [_load(sequence, n) for sequence, n in plan]
         if not plan:
             return outputs
         self.steps += 1
@@ -233,3 +236,9 @@ class EngineCore:
     def _forget(self, sequence: Sequence, *, trusted: bool = True) -> None:
         del self._sequences[sequence.request.id]
         self.scheduler.remove(sequence, trusted=trusted)
+
+
+def _load(sequence: Sequence, n: int) -> Load:
+    """A token that follows a sampled one is a decode; all else, guesses on trial too, is computed like a prompt."""
+    decode = int(n == sequence.missing and sequence.n_output > 0)
+    return Load(sequence.request.id, n - decode + len(sequence.guessed), decode)

@@ -15,7 +15,7 @@ import traceback
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ...kernels.spec import StepBatch, StepOutput
 from ...wire.chat import Failure
@@ -24,6 +24,7 @@ from .config import EngineConfig
 from .core import CANCELLED, EngineCore, EngineTokenizer, Outputs, StepRunner
 from .kv_store import KvStore, LentStore, StoreStats
 from .request import GenerationRequest, TokenOutput
+from .step_cost import StepCost
 
 log = logging.getLogger("baseload.engine")
 
@@ -51,6 +52,7 @@ class EngineStats:
     kept_tokens: int  # of those
     preemptions: int
     steps: int
+    device_seconds: float  # of all steps; what is left of the time was idle
     restarts: int
     last_step_age_s: float
     alive: bool  # the thread is there and not stuck
@@ -104,6 +106,7 @@ class _Generation:
     streams: dict[str, GenerationStream] = field(default_factory=dict)
     busy_since: float | None = None  # when it began the turn that it is in
     over: bool = False
+    cost: StepCost = field(default_factory=StepCost)
 
 
 @dataclass(slots=True)
@@ -146,6 +149,7 @@ class Engine:
         self._runner, self._tokenizer, self._clock = runner, tokenizer, clock
         self._model = threading.Lock()
         self._counted: Counter[str] = Counter()  # by earlier generations
+        self._device_seconds = 0.0  # likewise
         self._restarts = 0
         self._draining = False
         self._stop = threading.Event()
@@ -221,6 +225,7 @@ class Engine:
         """Safe from any thread."""
         now, core = self._now, self._now.core
         counted = {name: self._counted[name] + value for name, value in _counters(core).items()}
+        device_seconds = self._device_seconds + now.cost.total_s
         running = len(core.scheduler.running)
         return EngineStats(
             running=running,
@@ -232,6 +237,7 @@ class Engine:
             restarts=self._restarts,
             last_step_age_s=self._clock() - now.last_step,
             alive=self._is_alive(now),
+            device_seconds=device_seconds,
             kv_store=self._store.stats() if self._store else StoreStats(),
             **counted,
         )
@@ -280,9 +286,11 @@ class Engine:
     def _turn(self, me: _Generation) -> None:
         while me.inbox:
             me.inbox.popleft()()
+        began = self._clock()
         outputs = me.core.step()
         me.last_step = self._clock()
-        self._deliver(me, outputs)
+        me.cost.add(me.core.loads, me.last_step - began)
+        self._deliver(me, [(id, replace(o, device_seconds=me.cost.end(id)) if o.is_last else o) for id, o in outputs])
 
     def _deliver(self, me: _Generation, outputs: Outputs) -> None:
         """Wake each event loop once, with all that this step brought its streams."""
@@ -324,6 +332,7 @@ class Engine:
                 return
             old.over = True
         self._counted.update(_counters(old.core))
+        self._device_seconds += old.cost.total_s
         new = self._generation(ready=False)
         self._now, self._restarts = new, self._restarts + 1
         self._tell_all(old, RESTARTED)

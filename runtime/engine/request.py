@@ -36,6 +36,7 @@ class TokenOutput:
     failure: Failure | None = None
     prompt_tokens: int = 0
     cached_tokens: int = 0  # of the prompt, not computed again
+    device_seconds: float | None = None  # of the last output: the sequence's share of all its steps
 
     @property
     def is_last(self) -> bool:
