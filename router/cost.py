@@ -12,7 +12,10 @@ log = logging.getLogger("baseload.router")
 def retail_usd(provider: str, model: str, usage: Usage) -> float | None:
     """US dollars; None where no price is known. An unpriced model is never taken as free."""
     counted = genai_prices.Usage(
-        input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens, cache_read_tokens=usage.cached_tokens
+        input_tokens=usage.prompt_tokens,
+        output_tokens=usage.completion_tokens,
+        cache_read_tokens=usage.cached_tokens,
+        cache_write_tokens=usage.cache_write_tokens,
     )
     try:
         return float(genai_prices.calc_price(counted, model_ref=model, provider_id=provider).total_price)
