@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +14,7 @@ import typer
 from .common import fail_cleanly, ledger_url, print_json, print_table
 
 if TYPE_CHECKING:
+    from ..ledger.machine_cost import Hardware
     from ..ledger.report import Line
 
 app = typer.Typer(no_args_is_help=True)
@@ -75,3 +78,87 @@ def show(request_id: str, db: Db = None) -> None:
     if found is None:
         raise NotFound(f"The ledger knows no request {request_id!r}.")
     print_json(found)
+
+
+@app.command()
+@fail_cleanly
+def tasks(
+    hardware: Annotated[Path | None, typer.Option(help="What the machine costs, as TOML; else local work is unpriced.")] = None,
+    by: Annotated[str, typer.Option(help="job, task_class, key_id or model.")] = "task_class",
+    since: Annotated[float | None, typer.Option(parser=_seconds, help="Only the last 24h, 7d, ...", metavar="TIME")] = None,
+    db: Db = None,
+    as_json: Json = False,
+) -> None:
+    """Dollars for each accepted task, with what was tried in vain."""
+    from ..ledger.ledger import open_for_reading
+    from ..ledger.machine_cost import usd_per_hour
+    from ..ledger.outcomes import training_rows
+    from ..ledger.tasks import GROUPS, per_accepted, task
+
+    if by not in GROUPS:
+        raise typer.BadParameter(f"--by is one of {', '.join(GROUPS)}")
+    hour = usd_per_hour(_profile(hardware)) if hardware else None
+    rows = training_rows(open_for_reading(_url(db)), time.time() - since if since else 0.0)
+    found = per_accepted(task(row, hour.value if hour else None, GROUPS[by](row) or "-") for row in rows)
+    if as_json:
+        print_json({"usd_per_hour": asdict(hour) if hour else None, "by": by, "groups": [asdict(line) for line in found]})
+        return
+    table = [
+        (
+            line.group,
+            f"{line.tasks:,}",
+            f"{line.accepted:,}",
+            *(_usd(value) for value in (line.usd, line.low, line.high)),
+            line.note,
+        )
+        for line in found
+    ]
+    print_table((by.upper(), "TASKS>", "ACCEPTED>", "$/ACCEPTED>", "FROM>", "TO>", "NOTE"), table)
+    if hour:
+        print(f"C_h = {_usd(hour.value)} ({hour.known}: {hour.source})")
+
+
+def _profile(path: Path) -> Hardware:
+    from ..ledger.machine_cost import load
+    from ..wire.errors import BadRequest
+
+    try:
+        return load(path)
+    except (OSError, ValueError, TypeError) as error:
+        raise BadRequest(f"The hardware profile cannot be used: {error}") from error
+
+
+def _usd(value: float | None) -> str:
+    return "-" if value is None else f"${value:.6f}"
+
+
+@app.command()
+@fail_cleanly
+def verify(db: Db = None, as_json: Json = False) -> None:
+    """Read the whole ledger: is it sound, and do budgets agree with their reservations? Exit code 1 if not."""
+    from ..ledger import budgets
+    from ..ledger.ledger import check, open_for_reading
+
+    url = _url(db)
+    engine, state = open_for_reading(url), check(url)
+    wrong = budgets.verify(engine)
+    if as_json:
+        print_json({"sound": not wrong, "state": state, "wrong": wrong})
+    else:
+        print("\n".join([state, *wrong]))
+    if wrong:
+        raise typer.Exit(1)
+
+
+@app.command()
+@fail_cleanly
+def export(
+    since: Annotated[float | None, typer.Option(parser=_seconds, help="Only the last 24h, 7d, ...", metavar="TIME")] = None,
+    db: Db = None,
+) -> None:
+    """Every finished request with its attempts and verdicts, one JSON object a line."""
+    from ..ledger.ledger import open_for_reading
+    from ..ledger.outcomes import training_rows
+
+    for row in training_rows(open_for_reading(_url(db)), time.time() - since if since else 0.0):
+        print(json.dumps(asdict(row), ensure_ascii=False))

@@ -41,6 +41,8 @@ class TrainingRow:
     ts: float
     task_class: str | None
     job: str | None
+    key_id: str | None
+    model_asked: str
     decision: dict[str, Any]
     attempts: tuple[dict[str, Any], ...] = ()
     verdicts: tuple[Verdict, ...] = field(default=())
@@ -108,7 +110,17 @@ def training_rows(engine: Engine, since: float = 0.0) -> Iterator[TrainingRow]:
             said = _by_request(connection, select(outcomes).where(outcomes.c.request_id.in_(ids)).order_by(outcomes.c.ts))
         for row in found:
             verdicts = tuple(Verdict(**{name: v[name] for name in Verdict.__dataclass_fields__}) for v in said.get(row.id, ()))
-            yield TrainingRow(row.id, row.ts, row.task_class, row.job, row.decision, tuple(tried.get(row.id, ())), verdicts)
+            yield TrainingRow(
+                row.id,
+                row.ts,
+                row.task_class,
+                row.job,
+                row.key_id,
+                row.model_asked,
+                row.decision,
+                tuple(tried.get(row.id, ())),
+                verdicts,
+            )
         if len(found) < AT_ONCE:
             return
         after = (found[-1].ts, found[-1].id)
