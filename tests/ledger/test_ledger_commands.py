@@ -1,0 +1,68 @@
+"""`baseload ledger tasks, verify, export`: what an operator reads."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from baseload.cli.ledger import app
+from baseload.ledger import AttemptRow, Ledger, RequestRow, budgets
+
+PROFILE = Path(__file__).parents[2] / "configs" / "hardware" / "example-workstation.toml"
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> str:
+    path = str(tmp_path / "ledger.db")
+    ledger = Ledger.open(f"sqlite:///{path}")
+    budgets.put(ledger.engine, "all", "", "total", 5)
+    held = budgets.reserve(ledger.engine, "r0", 1)
+    assert isinstance(held, str) and budgets.settle(ledger.engine, held, 1)
+    for i in range(12):
+        ledger.add(RequestRow(f"r{i}", 10.0 + i, "openai_chat", "auto", status="done", finished_ts=50.0, job="mail"))
+        ledger.add(AttemptRow(f"a{i}", f"r{i}", 0, "local", "m", 10.0, accepted=i % 4 > 0, device_seconds=36.0))
+    ledger.close()
+    return path
+
+
+def run(*words: str) -> tuple[int, str]:
+    done = CliRunner().invoke(app, list(words))
+    return done.exit_code, done.output
+
+
+def test_dollars_for_each_accepted_task(place: str):
+    code, text = run("tasks", "--db", place, "--by", "job", "--hardware", str(PROFILE), "--json")
+    found = json.loads(text)
+    (group,) = found["groups"]
+    assert (code, group["group"], group["tasks"], group["accepted"]) == (0, "mail", 12, 9)
+    assert group["usd"] == pytest.approx(12 * 36 / 3600 * found["usd_per_hour"]["value"] / 9)
+    assert (group["note"], found["usd_per_hour"]["known"]) == ("too few samples", "assumed")
+
+
+def test_without_a_profile_local_work_is_unpriced_not_free(place: str):
+    code, text = run("tasks", "--db", place)
+    assert code == 0 and "unpriced" in text and "$0" not in text
+
+
+def test_a_profile_that_is_wrong_is_one_line(place: str, tmp_path: Path):
+    (tmp_path / "bad.toml").write_text("watts = 'many'")
+    code, text = run("tasks", "--db", place, "--hardware", str(tmp_path / "bad.toml"))
+    assert code == 1 and "missing" in text and "Traceback" not in text
+
+
+def test_books_that_were_tampered_with_are_found(place: str):
+    assert run("verify", "--db", place)[0] == 0
+    ledger = Ledger.open(f"sqlite:///{place}")
+    with ledger.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE budget_windows SET spent_nanousd = spent_nanousd - 1")
+    ledger.close()
+    code, text = run("verify", "--db", place)
+    assert code == 1 and "all::total: spent" in text
+
+
+def test_an_export_is_one_object_a_request(place: str):
+    code, text = run("export", "--db", place)
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert (code, [row["request_id"] for row in rows]) == (0, [f"r{i}" for i in range(12)])
+    assert rows[0]["attempts"][0]["device_seconds"] == 36.0
