@@ -162,3 +162,43 @@ def export(
 
     for row in training_rows(open_for_reading(_url(db)), time.time() - since if since else 0.0):
         print(json.dumps(asdict(row), ensure_ascii=False))
+
+
+@app.command()
+@fail_cleanly
+def prices(
+    reference: Annotated[str, typer.Argument(metavar="SUPPLIER/MODEL", help="Whose list price to set beside the local work.")],
+    override: Annotated[Path | None, typer.Option(help="Your own prices, as TOML; they go before the listed ones.")] = None,
+    since: Annotated[float | None, typer.Option(parser=_seconds, help="Only the last 24h, 7d, ...", metavar="TIME")] = None,
+    db: Db = None,
+    as_json: Json = False,
+) -> None:
+    """What the tokens of the local answers would have cost at a supplier, and at the cheapest one for that model."""
+    from ..ledger.ledger import open_for_reading
+    from ..ledger.outcomes import training_rows
+    from ..ledger.retail import Tokens, cheapest, overrides, total
+    from ..wire.errors import BadRequest, NotFound
+
+    try:
+        own = overrides(override) if override else None
+    except (OSError, ValueError) as error:
+        raise BadRequest(f"The prices cannot be used: {error}") from error
+    rows = training_rows(open_for_reading(_url(db)), time.time() - since if since else 0.0)
+    local = [a for row in rows for a in row.attempts if a["accepted"] and a["backend"] == "local"]
+    calls = [Tokens(a["prompt_tokens"], a["completion_tokens"], a["cached_tokens"]) for a in local]
+    if not calls:
+        raise NotFound("The ledger has no local answer of that time.")
+    tokens = Tokens(*(sum(counts) for counts in zip(*((c.prompt, c.completion, c.cache_read) for c in calls), strict=True)))
+    supplier, _, model = reference.partition("/")
+    named = total(supplier, model, calls, own)
+    if named is None:
+        raise NotFound(f"No price is known for {reference!r}.")
+    quotes = [named, *([least] if (least := cheapest(model, calls)) else [])]
+    if as_json:
+        print_json({"answers": len(local), "tokens": asdict(tokens), "quotes": [asdict(found) for found in quotes]})
+        return
+    print_table(("SUPPLIER", "MODEL", "RETAIL-$>", "PRICE"), [(q.supplier, q.model, f"{q.usd:.6f}", q.source) for q in quotes])
+    print(
+        f"{len(local):,} local answers, {tokens.prompt:,} tokens in ({tokens.cache_read:,} cached), {tokens.completion:,} out; "
+        "assumed: that model would have taken as many."
+    )

@@ -94,7 +94,7 @@ def usd_per_hour(hardware: Hardware, watts: Figure | None = None) -> Figure:
     if watts.value is None:
         return Figure(None, "none", f"{hardware.name}: its power is unknown")
     order: tuple[Known, ...] = ("measured", "declared", "assumed", "none")
-    worst = max(hardware.known, watts.known, key=order.index)
+    worst: Known = order[max(order.index(hardware.known), order.index(watts.known))]
     power = power_usd_per_hour(hardware, watts.value)
     return Figure(
         capital_usd_per_hour(hardware) + power + hardware.ops_usd_per_year / HOURS_A_YEAR,

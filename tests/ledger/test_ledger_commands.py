@@ -1,6 +1,7 @@
 """`baseload ledger tasks, verify, export`: what an operator reads."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,8 @@ def place(tmp_path: Path) -> str:
     assert isinstance(held, str) and budgets.settle(ledger.engine, held, 1)
     for i in range(12):
         ledger.add(RequestRow(f"r{i}", 10.0 + i, "openai_chat", "auto", status="done", finished_ts=50.0, job="mail"))
-        ledger.add(AttemptRow(f"a{i}", f"r{i}", 0, "local", "m", 10.0, accepted=i % 4 > 0, device_seconds=36.0))
+        tried = AttemptRow(f"a{i}", f"r{i}", 0, "local", "m", 10.0, prompt_tokens=1000, completion_tokens=10)
+        ledger.add(replace(tried, accepted=i % 4 > 0, device_seconds=36.0))
     ledger.close()
     return path
 
@@ -66,3 +68,14 @@ def test_an_export_is_one_object_a_request(place: str):
     rows = [json.loads(line) for line in text.splitlines()]
     assert (code, [row["request_id"] for row in rows]) == (0, [f"r{i}" for i in range(12)])
     assert rows[0]["attempts"][0]["device_seconds"] == 36.0
+
+
+def test_the_local_answers_at_a_suppliers_price(place: str, tmp_path: Path):
+    code, text = run("prices", "anthropic/claude-sonnet-4-5", "--db", place, "--json")
+    found = json.loads(text)
+    assert (code, found["answers"], float(found["quotes"][0]["usd"])) == (0, 9, 0.02835)  # 9 * (1000 * $3 + 10 * $15) / 10^6
+    (tmp_path / "own.toml").write_text('["us/m"]\ninput = 1\noutput = 100\n')
+    code, text = run("prices", "us/m", "--db", place, "--override", str(tmp_path / "own.toml"))
+    assert code == 0 and "0.018000" in text and "declared" in text
+    code, text = run("prices", "nobody/nothing", "--db", place)
+    assert code == 1 and "No price is known" in text

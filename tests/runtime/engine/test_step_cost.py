@@ -39,7 +39,8 @@ def test_a_decode_that_costs_ten_prompt_tokens_is_charged_so():
     for _ in range(500):
         prefill, decodes = rng.randint(1, 300), rng.randint(1, 16)
         cost.add([Load("p", prefill, 0), *(Load("d", 0, 1) for _ in range(decodes))], 1e-3 * prefill + 1e-2 * decodes)
-    cost.end("p"), cost.end("d")
+    for name in "pd":
+        cost.end(name)
     cost.add([Load("p", 10, 0), Load("d", 0, 1)], 0.02)
     assert (cost.end("p"), cost.end("d")) == pytest.approx((0.01, 0.01), rel=0.02)
 
