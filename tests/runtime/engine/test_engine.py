@@ -337,7 +337,7 @@ async def test_choices_of_one_prompt_share_its_pages_and_their_luck_only_when_gr
 async def test_the_requests_seconds_and_the_idle_time_make_up_the_wall_clock():
     async with running() as engine:
         began = time.monotonic()
-        streams = [engine.submit(request(f"r{i}", range(1, 20 + i), max_tokens=20)) for i in range(6)]
+        streams = [engine.submit(request(f"r{i}", tuple(range(1, 20 + i)), max_tokens=20)) for i in range(6)]
         ends = [(await read(stream))[-1] for stream in streams]
         wall, busy = time.monotonic() - began, engine.stats().device_seconds
     shares = [end.device_seconds or 0.0 for end in ends]
