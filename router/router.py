@@ -22,6 +22,7 @@ from .policy import Denied, Policy, Rung
 from .policy import judge as gate
 from .run import Handling, Run
 from .sandbox import Permissions
+from .shadow import Shadows
 from .suppliers.profile import SupplierProfile
 
 AUTO, LOCAL, JOB = "auto", "local", "job:"
@@ -58,7 +59,7 @@ class Router:
     ) -> None:
         """`waiting`: how many requests wait for the local models now."""
         self._policy, self._ledger, self._waiting, self._predictor = policy, ledger, waiting, predictor
-        self._conversations = Conversations()
+        self._conversations, self._shadows = Conversations(), Shadows(policy.shadow, ledger)
         self._local = {b.models[0].id: Place(Rung(b.models[0].id, b.models[0]), b) for b in local}
         self._remote = {
             model.id: Place(Rung(model.id, model, name, profile.not_ready), backend, profile.price_provider or profile.name)
@@ -72,6 +73,10 @@ class Router:
         for name, where in [(name, "ladder") for name in policy.ladder] + [(rule.place, "rules") for rule in policy.rules]:
             if name not in known:
                 raise BadRequest(f"The {where} name {name!r}, which is no served model, and no configured supplier has it.")
+
+    async def close(self) -> None:
+        """Stop what runs without a client."""
+        await self._shadows.close()
 
     def models(self) -> tuple[ModelInfo, ...]:
         """The names that a request may ask for: served models, `local` and `auto`, and suppliers that may be called now."""
@@ -157,7 +162,7 @@ class Router:
             raise denied.error(f"{denied.reason}.", param="model" if denied.gate != "context" else "messages")
         handling = Handling(decision, "" if decision.buffered else planned.places[0].rung.name, conversation)
         reviewer = self._predictor if self._reviews(planned.places) else None
-        run = Run(request, row, checks, planned.places, handling, self._policy, self._ledger, reviewer, judges)
+        run = Run(request, row, checks, planned.places, handling, self._policy, self._ledger, reviewer, judges, self._shadows)
         handling.events = run.events()
         return handling
 

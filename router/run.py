@@ -18,6 +18,7 @@ from .decision import Decision, Note
 from .judging import JUDGE_S, opinion, question
 from .plan import Predictor
 from .policy import Denied, Policy
+from .shadow import Shadows
 
 CLIENTS_FAULT = range(400, 429)  # of the local model's failures: the next rung would say the same
 
@@ -56,8 +57,11 @@ class Run:
         ledger: Ledger,
         reviewer: Predictor | None = None,
         judges: Mapping[str, Place] = MappingProxyType({}),
+        shadows: Shadows | None = None,
     ) -> None:
-        """`reviewer`: who says of a local answer whether a supplier's would be better; `judges`: the models that checks ask."""
+        """`reviewer`: who says of a local answer whether a supplier's would be better; `judges`: the models that checks ask;
+        `shadows`: who asks a supplier too, where that is wanted."""
+        self._shadows = shadows
         self._judges = judges
         self._reviewer = reviewer
         self._request, self._row, self._checks, self._places = request, row, checks, places
@@ -77,11 +81,24 @@ class Run:
             if status != "failed":
                 status = "done"
                 handling.conversation.place = handling.route
+                self._shadow()
         finally:
             handling.conversation.usd += handling.cost_usd or 0.0
             decision = handling.decision.as_json()
             end = {"route": handling.route, "status": status, "finished_ts": time.time(), "error_code": error}
             self._ledger.add(replace(self._row, decision=decision, **end))
+
+    def _shadow(self) -> None:
+        """Have a supplier answer too what was kept here, if this request is one of those chosen for that."""
+        kept = self._handling.decision.mode == "auto" and not self._handling.attempts[-1].place.rung.supplier
+        place = next((p for p in self._places if p.rung.supplier), None)
+        if self._shadows is None or not kept or place is None or not self._shadows.wants(self._row.id):
+            return
+        sent = self._affordable(self._request, place)
+        if not isinstance(sent, Denied):
+            checks = [check for check in self._checks if check["type"] != "judge"]
+            self._shadows.begin(sent, self._row.id, len(self._handling.attempts), place, checks)
+            self._handling.note("shadow", f"{place.rung.name} is asked too, to learn from")
 
     async def _direct(self) -> AsyncGenerator[Event, None]:
         """Stream at once. A place that fails before its first word hands over to the next; checks are only recorded."""

@@ -56,8 +56,11 @@ async def build_services(settings: Settings, files: Sequence[tuple[str, Path]]) 
     embedders: dict[str, Embedder] = {}
     remote: dict[str, tuple[SupplierProfile, Backend]] = {}
     clients: list[HttpBackend] = []
+    routers: list[Router] = []
 
     async def close() -> None:
+        for router in routers:
+            await router.close()
         await shelf.close()
         for backend in (*local, *embedders.values()):
             backend.close()
@@ -89,6 +92,7 @@ async def build_services(settings: Settings, files: Sequence[tuple[str, Path]]) 
             remote[name] = (profile, profile.guarded(clients[-1]))
         forecaster = Forecaster(default_root() / "router", partial(TextEncoder, EMBEDDER))
         router = Router(local, remote, policy_of(settings), ledger, partial(_waiting, shelf), forecaster)
+        routers.append(router)
         jobs = load_jobs([CONFIGS / "jobs", default_root() / "jobs"])
     except BaseException:
         await close()

@@ -1,5 +1,6 @@
 """Where a request to `auto` is tried first: rules, tool loops, stalls and queues; and what it may cost."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from baseload.router.conversation import Conversations, identity, stalled
 from baseload.router.placement import Rule, RuleError, parse_rules
 from baseload.router.plan import Forecast
 from baseload.router.policy import Denied
+from baseload.router.shadow import Shadows
 from baseload.router.suppliers.profile import parse_profile
 from baseload.wire.backend import ModelInfo
 from baseload.wire.chat import (
@@ -358,3 +360,40 @@ async def test_data_goes_where_its_class_may(house: House, named: str, default: 
     form = ResponseFormat()
     _, events = await run(router, ask(response_format=form, extras=Extras((OBJECT,), data_class=named)))
     assert isinstance(events[-1], Finish) == goes
+
+
+# ------------------------------------------------------------------------------------------------------------- shadows
+
+
+async def settled(router: Router) -> None:
+    for _ in range(20):
+        await asyncio.sleep(0.01)
+    await router.close()
+
+
+async def test_a_supplier_answers_too_and_nobody_sees_it(ledger: Any):
+    router, _, away = router_of(ledger, shadow=1.0)
+    away.answers = ["no object"]
+    form = ask(extras=Extras(({"type": "contains", "values": ["local"]},)))
+    handling, events = await run(router, form)
+    assert (text(events), handling.route, handling.cost_usd) == ("local", "small", 0.0)
+    await settled(router)
+    ledger.flush()
+    row = ledger.request("req_1")
+    assert row and [(a["role"], a["accepted"]) for a in row["attempts"]] == [("answer", True), ("shadow", False)]
+    assert row["attempts"][1]["retail_usd"] > 0 and row["decision"]["notes"][-1]["by"] == "shadow"
+    of_shadow = [o for o in row["outcomes"] if o["attempt_id"] == row["attempts"][1]["id"] and o["check"] == "contains"]
+    assert [o["passed"] for o in of_shadow] == [False]
+
+
+@pytest.mark.parametrize("policy", [{"shadow": 0.0}, {"shadow": 1.0, "air_gap": True}, {"shadow": 1.0, "max_usd": 1e-9}])
+async def test_no_shadow_where_none_is_wanted_allowed_or_paid_for(ledger: Any, policy: dict[str, Any]):
+    router, _, away = router_of(ledger, **policy)
+    await run(router, ask())
+    await settled(router)
+    assert away.asked == []
+
+
+def test_the_share_of_requests_is_kept(ledger: Any):
+    chosen = sum(Shadows(0.05, ledger).wants(f"req_{n}") for n in range(4000))
+    assert 140 < chosen < 270
