@@ -13,7 +13,7 @@ from ..wire.backend import ModelInfo
 from ..wire.errors import ModelNotFound
 from .answering import Endpoint, answer
 from .bodies import read_object
-from .embeddings import embedder
+from .embeddings import booked, embedder
 from .replies import json_reply
 from .services import models_of
 from .shapes import OLLAMA
@@ -39,7 +39,9 @@ async def embed(request: Request) -> Response:
     """Texts to vectors."""
     body = await read_object(request)
     ask = embeddings.parse_embeddings({"model": wire.name_of(body), "input": body.get("input")})
-    vectors, tokens = await embedder(request, ask.model).embed(ask.inputs)
+    async with booked(request, ask.model, "ollama_embed") as used:
+        vectors, tokens = await embedder(request, ask.model).embed(ask.inputs)
+        used(tokens)
     return json_reply({"model": ask.model, "embeddings": vectors.tolist(), "prompt_eval_count": tokens})
 
 

@@ -119,6 +119,7 @@ class ScriptedEngine:
 class ScriptedLedger:
     requests: dict[str, dict[str, Any]] = field(default_factory=dict)
     flushed: int = 0
+    rows: list[Any] = field(default_factory=list)
 
     def flush(self) -> None:
         self.flushed += 1
@@ -127,7 +128,7 @@ class ScriptedLedger:
         return self.requests.get(request_id)
 
     def add(self, row: Any) -> None:
-        raise NotImplementedError
+        self.rows.append(row)
 
 
 @dataclass

@@ -73,3 +73,21 @@ BAD = [
 def test_a_bad_field_is_named(running, path, fields, named):
     refused = running.post(path, model="letters", **fields)
     assert refused.status_code == 400 and named in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "protocol"),
+    [
+        ("/v1/embeddings", {"input": ["aab", "b"]}, "openai_embeddings"),
+        ("/v1/rerank", {"query": "a", "documents": ["ab", "b"]}, "rerank"),
+        ("/api/embed", {"input": "aab"}, "ollama_embed"),
+    ],
+)
+def test_each_stands_in_the_books(running, path, body, protocol):
+    answer = running.post(path, model="letters", **body)
+    assert answer.status_code == 200
+    head, tried = running.ledger.rows
+    assert (head.id, head.protocol, head.status) == (answer.headers["x-baseload-request-id"], protocol, "done")
+    assert (tried.request_id, tried.model, tried.accepted) == (head.id, "letters", True) and tried.prompt_tokens > 0
+    assert running.post(path, model="nobody", **body).status_code == 404
+    assert [(row.status, row.error_code) for row in running.ledger.rows[2::2]] == [("failed", "model_not_found")]
