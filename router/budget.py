@@ -39,6 +39,12 @@ def within(
     return request if wanted is not None and wanted <= affordable else _cut(request, affordable)
 
 
+def worst_usd(request: ChatRequest, provider: str, model: str, price: Price = retail_usd) -> float:
+    """What `request`, made by `within`, may cost at most; 0 without a known price."""
+    most = Usage(_most_tokens(request), (request.sampling.max_tokens or 0) * request.sampling.n)
+    return price(provider, model, most) or 0.0
+
+
 def _most_tokens(request: ChatRequest) -> int:
     """No tokenizer makes more of the prompt."""
     texts = sum(len(str(b).encode("utf-8", "replace")) for m in request.messages for b in m.content)

@@ -17,10 +17,11 @@ SEEN = 24  # of the last calls
 
 @dataclass(slots=True)
 class Conversation:
-    """`place` made its last accepted answer; `usd` is what suppliers asked for it so far."""
+    """`place` made its last accepted answer; `usd`: what suppliers asked for it so far; `held`: what running calls may cost."""
 
     place: str = ""
     usd: float = 0.0
+    held: float = 0.0
 
 
 class Conversations:

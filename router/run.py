@@ -10,7 +10,7 @@ from types import MappingProxyType
 from ..ledger.ledger import Ledger
 from ..ledger.rows import OutcomeRow, RequestRow
 from ..wire.chat import ChatRequest, Event, Failure, Finish
-from .budget import within
+from .budget import within, worst_usd
 from .cascade import Attempt, Place, attempt_events, judge, their_name, with_evidence
 from .checks import Answer, Check, Verdict
 from .conversation import Conversation
@@ -62,6 +62,7 @@ class Run:
         """`reviewer`: who says of a local answer whether a supplier's would be better; `judges`: the models that checks ask;
         `shadows`: who asks a supplier too, where that is wanted."""
         self._shadows = shadows
+        self._held = 0.0  # US dollars of the conversation's that this request's calls may cost
         self._judges = judges
         self._reviewer = reviewer
         self._request, self._row, self._checks, self._places = request, row, checks, places
@@ -84,6 +85,7 @@ class Run:
                 self._shadow()
         finally:
             handling.conversation.usd += handling.cost_usd or 0.0
+            handling.conversation.held -= self._held
             decision = handling.decision.as_json()
             end = {"route": handling.route, "status": status, "finished_ts": time.time(), "error_code": error}
             self._ledger.add(replace(self._row, decision=decision, **end))
@@ -168,11 +170,16 @@ class Run:
         found = within(request, place.price_provider, their_name(place), self._left_usd())
         if isinstance(found, Denied):
             self._handling.note(found.gate, f"{place.rung.name}: {found.reason}")
+        elif self._policy.conversation_usd:  # other requests of the conversation run beside this one
+            worst = worst_usd(found, place.price_provider, their_name(place))
+            self._held += worst
+            self._handling.conversation.held += worst
         return found
 
     def _left_usd(self) -> float | None:
         """What suppliers may still ask for; None: any amount. What has no known price has no known cost: nothing is left."""
-        policy, said = self._policy, self._handling.conversation.usd
+        policy, conversation = self._policy, self._handling.conversation
+        said = conversation.usd + conversation.held - self._held
         limits = [self._request.extras.budget_usd, policy.max_usd or None]
         limits.append(policy.conversation_usd - said if policy.conversation_usd else None)
         known = [limit for limit in limits if limit is not None]
@@ -187,13 +194,15 @@ class Run:
         return attempt
 
     async def _judged(self, attempt: Attempt) -> list[Verdict]:
-        loop = asyncio.get_running_loop()
-
-        def ask(check: Check, answer: Answer) -> Verdict:
-            """In the thread of the checks."""
-            return asyncio.run_coroutine_threadsafe(self._ask_judge(check, answer), loop).result(JUDGE_S)
-
-        return await asyncio.to_thread(judge, self._request, self._checks, attempt, self._ledger, ask)
+        """All checks' verdicts. A model is asked only for what has passed the others, and not from one of the few threads."""
+        plain = [check for check in self._checks if check["type"] != "judge"]
+        verdicts = await asyncio.to_thread(judge, self._request, plain, attempt, self._ledger)
+        asked = [check for check in self._checks if check["type"] == "judge"]
+        if not asked or not all(v.passed for v in verdicts):
+            return verdicts
+        answers = attempt.answers(self._request.sampling.n)
+        words = {(id(check), answer.text): await self._ask_judge(check, answer) for check in asked for answer in answers}
+        return verdicts + judge(self._request, asked, attempt, self._ledger, lambda check, a: words[id(check), a.text])
 
     async def _ask_judge(self, check: Check, answer: Answer) -> Verdict:
         """A model's word on an answer. What it costs is the request's."""
@@ -203,9 +212,13 @@ class Run:
         if isinstance(sent, Denied):
             return Verdict("judge", False, f"the judge could not be asked: {sent.reason}")
         attempt = self._begin(place, "judge", route=False)
-        async with aclosing(attempt_events(sent, attempt, keep=True)) as events:
-            async for _ in events:
-                pass
+        try:
+            async with asyncio.timeout(JUDGE_S), aclosing(attempt_events(sent, attempt, keep=True)) as events:
+                async for _ in events:
+                    pass
+        except TimeoutError:
+            attempt.over(accepted=False, error="timeout")
+            return Verdict("judge", False, "the judge took too long")
         verdict = opinion(check, attempt.answers(1)[0].text, attempt.failure)
         attempt.over(accepted=attempt.failure is None)
         return replace(verdict, cost_usd=attempt.row.retail_usd or 0.0)

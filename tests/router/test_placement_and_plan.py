@@ -315,6 +315,25 @@ async def test_a_conversation_stops_where_its_money_ends(ledger: Any):
     assert [type(e) for e in ends] == [Finish, Finish, Failure, Failure]
 
 
+async def test_requests_that_run_beside_each_other_share_the_conversations_money(ledger: Any):
+    router, _, away = router_of(ledger, conversation_usd=0.0008)
+    away.answers = [[TextDelta("x"), Usage(20, 200), Finish("stop")] for _ in range(9)]
+    request = replace(ask(sampling=SamplingParams(max_tokens=500)), model=AWAY)
+    handlings = [await router.handle(request, RequestContext(f"req_{n}")) for n in range(6)]
+
+    async def read(handling: Any) -> Event:
+        events = []
+        async for event in handling.events:
+            await asyncio.sleep(0)
+            events.append(event)
+        return events[-1]
+
+    ends = await asyncio.gather(*map(read, handlings))
+    assert sum(isinstance(end, Finish) for end in ends) == len(away.asked) < 6
+    assert sum((sent.sampling.max_tokens or 0) * 0.6e-6 for sent in away.asked) <= 0.0008
+    assert handlings[0].conversation.held == pytest.approx(0) and 0 < handlings[0].conversation.usd <= 0.0008
+
+
 @given(
     st.integers(0, 3000),
     st.one_of(st.none(), st.integers(1, 5000)),
