@@ -25,6 +25,7 @@ class Policy:
     max_attempts: int = 6
     max_usd: float = 0.0  # for one request, and for one conversation; 0: no limit of this kind
     conversation_usd: float = 0.0
+    check_tools: bool = False  # calls must be of the request's tools and fit their schemas, or the next place is asked
     latch: bool = True  # who has called a tool gets its result
     spill_waiting: int = 0  # so many requests waiting for the local model: the next go to suppliers first; 0: never
     shadow: float = 0.0  # share of kept answers that a supplier gives too, to learn from

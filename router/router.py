@@ -121,7 +121,8 @@ class Router:
         Raises ModelNotFound, BadRequest (its checks), or the error of a gate.
         """
         target = self.resolve(request.model)
-        checks = await _checks(request, self._policy.permissions)
+        asked = _with_tools_checked(request) if self._policy.check_tools and target.mode == "auto" else request
+        checks = await _checks(asked, self._policy.permissions)
         judges = self._judges(request, checks)
         rule = first_of(self._policy.rules, request) if target.mode == "auto" else None
         ruled = self._place(rule.place) if rule else None
@@ -185,6 +186,14 @@ class Router:
 
     def _may_leave(self, rung: Rung) -> bool:
         return not isinstance(gate(ChatRequest(rung.name), self._policy, rung), Denied)
+
+
+def _with_tools_checked(request: ChatRequest) -> ChatRequest:
+    """`request`, whose calls must be of its tools and fit their schemas, whether it says so or not."""
+    if not request.tools or any(check["type"] == "tool_call" for check in request.extras.checks):
+        return request
+    checks = (*request.extras.checks, {"type": "tool_call"})
+    return replace(request, extras=replace(request.extras, checks=checks))
 
 
 async def _checks(request: ChatRequest, permissions: Permissions) -> tuple[Check, ...]:

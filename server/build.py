@@ -117,6 +117,7 @@ def policy_of(settings: Settings) -> Policy:
         max_attempts=told.max_attempts,
         max_usd=told.max_usd,
         conversation_usd=told.conversation_usd,
+        check_tools=told.check_tools,
         latch=told.latch,
         spill_waiting=told.spill_waiting,
         shadow=told.shadow,

@@ -88,6 +88,7 @@ class RouterSettings:
     max_usd: float = bounded(0.0, 0, 1e6)  # what suppliers may ask for one request; 0: no limit
     conversation_usd: float = bounded(0.0, 0, 1e6)  # and for a conversation
     data_class: str = ""  # of requests that name none; [data_classes] says which suppliers may see which class
+    check_tools: bool = False  # of `auto`: calls must fit their tools, or the next place is asked; answers are held back for it
     latch: bool = True  # a model that has called a tool gets its result
     spill_waiting: int = bounded(0, 0, 1_048_576)  # so many requests waiting: the next go to suppliers first; 0: never
     code_checks: bool = False  # checks may run programs that answers hold, in a sandbox

@@ -30,6 +30,7 @@ from baseload.wire.chat import (
     Text,
     TextDelta,
     ToolCall,
+    ToolCallDelta,
     ToolResult,
     ToolSpec,
     Usage,
@@ -283,6 +284,23 @@ async def test_no_more_attempts_than_allowed(house: House):
     handling, events = await run(router, ask(extras=Extras((OBJECT,))))
     assert isinstance(events[-1], Failure) and len(home.asked) == 3 and away.asked == []
     assert "3 tries" in events[-1].message and handling.decision.notes[-1].by == "attempts"
+
+
+CALL = [ToolCallDelta(0, id="c", name="look", arguments='{"x": "one"}'), Usage(5, 2), Finish("tool_calls")]
+
+
+@pytest.mark.parametrize(("checked", "route"), [(True, AWAY), (False, "small")])
+async def test_a_call_that_no_tool_can_take_goes_to_the_next_place(ledger: Any, checked: bool, route: str):
+    """The one kind of evidence that every agent's request carries with it: the schemas of its tools."""
+    tool = ToolSpec("look", parameters={"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]})
+    router, home, away = router_of(ledger, check_tools=checked)
+    home.answers, away.answers = [list(CALL)], ["done"]
+    handling, _ = await run(router, ask(tools=(tool,)))
+    assert handling.route == route and handling.decision.buffered == checked
+    home.answers, away.answers = [[replace(CALL[0], arguments='{"x": 1}'), *CALL[1:]]], []
+    assert (await run(router, ask(tools=(tool,))))[0].route == "small"
+    home.answers = ["in words"]
+    assert (await run(router, ask(tools=(tool,))))[0].route == "small"
 
 
 # ------------------------------------------------------------------------------------------------------------ budgets
