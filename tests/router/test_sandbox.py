@@ -18,9 +18,24 @@ from baseload.router.sandbox import Limits, Ran, run
 pytestmark = pytest.mark.skipif(bool(sandbox.available()), reason=f"no sandbox here: {sandbox.available()}")
 
 
+MARK = f"mark-{secrets.token_hex(8)}"  # an argument of all that is run here, by which it is found
+
+
 def python(code: str, limits: Limits = Limits(), **files: str) -> Ran:
     """Runs the code as a program would be."""
-    return run([sys.executable, "-I", "main.py"], {"main.py": code} | files, limits=limits)
+    return run([sys.executable, "-I", "main.py", MARK], {"main.py": code} | files, limits=limits)
+
+
+def living(word: str = MARK) -> int:
+    """How many processes of this machine have the argument `word`."""
+    return sum(word in _arguments(pid) for pid in os.listdir("/proc") if pid.isdigit())
+
+
+def _arguments(pid: str) -> list[str]:
+    try:
+        return Path("/proc", pid, "cmdline").read_text().split("\0")
+    except OSError:
+        return []
 
 
 def attempt(code: str, limits: Limits = Limits()) -> str:
@@ -241,14 +256,9 @@ def test_whoever_ignores_signals_is_ended_too():
 
 @pytest.mark.timeout(60)
 def test_a_fork_bomb_is_bounded():
-    before = _processes()
     assert python(FORKS.format(waits=False), Limits(seconds=1.5, processes=20)).timed_out
-    assert _processes() <= before + 2, "all are gone"
+    assert living() == 0, "all are gone"
     assert 10 < int(python(FORKS.format(waits=True), Limits(processes=20)).stdout) < 20
-
-
-def _processes() -> int:
-    return sum(name.isdigit() for name in os.listdir("/proc"))
 
 
 def test_a_single_hog_gets_no_more_memory_than_its_limit():
@@ -293,16 +303,14 @@ print('done')
 
 
 def test_a_grandchild_in_its_own_session_dies_with_the_command():
-    before = _processes()
     ran = python(GRANDCHILD.format(act="open('beat', 'a').write('x')"))
     assert ran.stdout == b"done\n" and ran.code == 0
-    assert _processes() <= before + 2
+    assert living() == 0
 
 
 def test_and_so_it_does_when_the_time_is_up():
-    before = _processes()
     ran = python(GRANDCHILD.format(act="pass") + "time.sleep(60)", Limits(seconds=1))
-    assert ran.timed_out and _processes() <= before + 2
+    assert ran.timed_out and living() == 0
 
 
 def test_it_can_kill_only_its_own():
@@ -314,28 +322,15 @@ def test_it_can_kill_only_its_own():
     assert ran.stdout == b"still here\n", "nor the process that reaps its orphans"
 
 
-def test_when_the_caller_is_killed_all_of_it_is(tmp_path: Path):
+def test_when_the_caller_is_killed_all_of_it_is():
     """The whole sandbox ends with the process that asked for it, even by kill -9."""
-    run_it = f"sandbox.run(['sleep', '{_NAP}'], {{}}, limits=sandbox.Limits(seconds=50))"
+    nap = f"4{secrets.randbelow(10**9)}"
+    run_it = f"sandbox.run(['sleep', '{nap}'], {{}}, limits=sandbox.Limits(seconds=50))"
     caller = subprocess.Popen([sys.executable, "-c", f"from baseload.router import sandbox; {run_it}"])
-    assert _until(lambda: _naps() == 1)
+    assert _until(lambda: living(nap) == 1)
     caller.kill()
     caller.wait()
-    assert _until(lambda: _naps() == 0)
-
-
-_NAP = "47.25"
-
-
-def _naps() -> int:
-    return sum(_command_line(name) == f"sleep\0{_NAP}\0" for name in os.listdir("/proc") if name.isdigit())
-
-
-def _command_line(pid: str) -> str:
-    try:
-        return Path("/proc", pid, "cmdline").read_text()
-    except OSError:
-        return ""
+    assert _until(lambda: living(nap) == 0)
 
 
 def _until(happened: Callable[[], bool]) -> bool:
