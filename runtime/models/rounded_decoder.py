@@ -27,7 +27,7 @@ class RoundedDecoder(Decoder):
             return _linear(weight, [weights.linears[name] for name in names], bool(fine), bool(in_bytes))
 
         for i, layer in enumerate(self._layers):
-            fine, small = fine_inputs(i, spec.n_layers), byte_inputs(i, spec.n_layers, weights)
+            fine, small = fine_inputs(i, spec.n_layers), byte_inputs(i, spec.n_layers, weights.layout)
             at = f"layers.{i}."
             self._layers[i] = replace(
                 layer,

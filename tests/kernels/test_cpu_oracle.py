@@ -86,7 +86,7 @@ def precision(request, monkeypatch) -> None:
 def set_precision(monkeypatch: pytest.MonkeyPatch, fine: int, small: int) -> None:
     for module in (cpu_step, rounded_decoder):
         monkeypatch.setattr(module, "fine_inputs", lambda *_: fine)
-        monkeypatch.setattr(module, "byte_inputs", lambda *which: small if which[-1].layout == Layout.TILES else 0)
+        monkeypatch.setattr(module, "byte_inputs", lambda *which: small if which[-1] == Layout.TILES else 0)
 
 
 @pytest.mark.parametrize("isa", ISAS)
