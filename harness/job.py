@@ -83,7 +83,7 @@ def prepare(request: ChatRequest, jobs: Mapping[str, Job]) -> ChatRequest:
         extras=replace(request.extras, checks=job.checks + request.extras.checks),
         # The body no longer says what is asked: a supplier must be handed the neutral meaning.
         protocol="neutral",
-        body={},
+        body={"temperature": job.temperature},  # said, so that no model's own wish holds
     )
 
 

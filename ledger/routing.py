@@ -25,7 +25,7 @@ def routing_report(engine: Engine, since: float) -> dict[str, Any]:
         ids = {row["id"] for row in asked}
         tries = [r for r in connection.execute(select(attempts)).mappings() if r["request_id"] in ids]
         judged = [r for r in connection.execute(select(outcomes)).mappings() if r["request_id"] in ids]
-    accepted = {r["request_id"]: r for r in tries if r["accepted"]}
+    accepted = {r["request_id"]: r for r in tries if r["accepted"] and r["role"] in ("answer", "repair")}
     money = sum(r["retail_usd"] or 0.0 for r in tries)
     routes = Counter(row["route"] or "nobody" for row in asked)
     kept = {request for request, row in accepted.items() if row["backend"] == "local"}

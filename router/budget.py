@@ -10,46 +10,64 @@ from typing import Any
 
 import orjson
 
-from ..wire.chat import ChatRequest, Usage
+from ..wire.chat import Block, ChatRequest, Image, Reasoning, Text, ToolCall, ToolReference, ToolResult, Usage
 from ..wire.errors import Forbidden
 from .cost import retail_usd
 from .policy import Denied
 
 PER_MESSAGE = 16  # tokens that a template may put around one
+PER_IMAGE = 3000  # tokens; vendors count some 260 to 1,600 for one
+LONGEST = 8192  # tokens of an answer, under a budget, where the client says no length: what nearly all models can write
 SHORTEST = 256  # tokens of an answer that is worth its prompt, where the client asks for no fewer
 FIELDS = {"openai_chat": "max_completion_tokens", "openai_responses": "max_output_tokens", "anthropic_messages": "max_tokens"}
 Price = Callable[[str, str, Usage], float | None]
 
 
 def within(
-    request: ChatRequest, provider: str, model: str, left_usd: float | None, price: Price = retail_usd
+    request: ChatRequest, provider: str, model: str, left_usd: float | None, price: Price = retail_usd, longest: int = LONGEST
 ) -> ChatRequest | Denied:
-    """`request` with an answer no longer than `left_usd` (None: any amount) pays for at worst, or why it cannot be asked."""
+    """`request` with an answer no longer than `left_usd` (None: any amount) pays for at worst, or why it cannot be asked.
+    `longest`: tokens of an answer of which the client says no length."""
     if left_usd is None:
         return request
-    asked = price(provider, model, Usage(_most_tokens(request), 0))
-    per_token = price(provider, model, Usage(0, 1_000_000))
-    if asked is None or per_token is None:
+    most = most_tokens(request)
+    asked, with_answer = price(provider, model, Usage(most, 0)), price(provider, model, Usage(most, 1_000_000))
+    if asked is None or with_answer is None:
         return Denied("budget", f"no price is known of {provider}/{model}, so it cannot be kept within a budget")
-    affordable = int((left_usd - asked) / (per_token / 1e6)) if per_token else 1 << 30
+    per_token = (with_answer - asked) / 1e6  # in the tier of this prompt
+    affordable = int((left_usd - asked) / per_token) if per_token else (1 << 30 if asked <= left_usd else 0)
     affordable //= request.sampling.n
     wanted = request.sampling.max_tokens
     if affordable < min(wanted or SHORTEST, SHORTEST):
         return Denied("budget", f"at worst it would cost more than the {left_usd:.6f} US dollars that are left", Forbidden)
-    return request if wanted is not None and wanted <= affordable else _cut(request, affordable)
+    if wanted is not None and wanted <= affordable and not {"max_tokens", "max_completion_tokens"} <= request.body.keys():
+        return request
+    return _cut(request, min(affordable, wanted or longest))
 
 
 def worst_usd(request: ChatRequest, provider: str, model: str, price: Price = retail_usd) -> float:
     """What `request`, made by `within`, may cost at most; 0 without a known price."""
-    most = Usage(_most_tokens(request), (request.sampling.max_tokens or 0) * request.sampling.n)
+    most = Usage(most_tokens(request), (request.sampling.max_tokens or 0) * request.sampling.n)
     return price(provider, model, most) or 0.0
 
 
-def _most_tokens(request: ChatRequest) -> int:
-    """No tokenizer makes more of the prompt."""
-    texts = sum(len(str(b).encode("utf-8", "replace")) for m in request.messages for b in m.content)
-    tools = sum(len(orjson.dumps({"n": t.name, "d": t.description, "p": dict(t.parameters)})) for t in request.tools)
-    return texts + tools + PER_MESSAGE * (len(request.messages) + 2)
+def most_tokens(request: ChatRequest) -> int:
+    """No tokenizer makes more of the prompt: every byte is one, and an image what the dearest counts for it."""
+    blocks = [b for m in request.messages for b in m.content]
+    blocks += [inner for b in blocks if isinstance(b, ToolResult) for inner in b.content]
+    images = sum(isinstance(b, Image) for b in blocks)
+    texts = sum(len(_words(b).encode("utf-8", "replace")) for b in blocks)
+    plain = len(request.prompt.encode("utf-8", "replace")) if isinstance(request.prompt, str) else len(request.prompt or ())
+    schemas = [{"n": t.name, "d": t.description, "p": dict(t.parameters)} for t in request.tools]
+    schemas += [dict(request.response_format.schema)] if request.response_format.schema else []
+    shapes = sum(len(orjson.dumps(schema)) for schema in schemas)
+    return texts + plain + shapes + images * PER_IMAGE + PER_MESSAGE * (len(request.messages) + 2)
+
+
+def _words(block: Block | ToolReference) -> str:
+    if isinstance(block, ToolCall):
+        return block.name + block.arguments
+    return block.text if isinstance(block, Text | Reasoning) else ""
 
 
 def _cut(request: ChatRequest, most: int) -> ChatRequest:

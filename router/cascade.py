@@ -93,6 +93,16 @@ class Attempt:
         )
         self._ledger.add(self.row)
 
+    def accept(self) -> None:
+        """It is the answer after all, for want of a better one."""
+        self.row = replace(self.row, accepted=True)
+        self._ledger.add(self.row)
+
+    @property
+    def retail_usd(self) -> float | None:
+        """What it costs at list price, once its events have ended, judged or not."""
+        return self.row.retail_usd if self._ended else self._price()
+
     def _price(self) -> float | None:
         """US dollars. None for the local model and where no price or no usage is known; a call that never got a word of an
         answer cost nothing."""

@@ -8,7 +8,7 @@ import hashlib
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
 
-from ..wire.chat import ChatRequest, Message, ToolCall, ToolResult
+from ..wire.chat import ChatRequest, Message, Text, ToolCall, ToolResult
 
 KEPT = 10_000
 STALLED_AFTER = 3  # times that one call was made with one result
@@ -71,7 +71,8 @@ def stalled(request: ChatRequest) -> str:
         if isinstance(block, ToolCall):
             open_calls[block.id] = block
         elif isinstance(block, ToolResult) and (call := open_calls.pop(block.call_id, None)):
-            seen.append((call.name, call.arguments, str(block.content)))
+            result = "".join(b.text if isinstance(b, Text) else type(b).__name__ for b in block.content)
+            seen.append((call.name, call.arguments, result))
     counted = Counter(seen[-SEEN:]).most_common(1)
     (name, _, _), most = counted[0] if counted else (("", "", ""), 0)
     if most < STALLED_AFTER:

@@ -31,13 +31,14 @@ class Forecaster:
         """`encoder` is made when the first predictor wants vectors."""
         self._folder, self._make_encoder = folder, encoder
         self._encoder: Embeds | None = None
-        self._lock, self._looked = Lock(), -LOOK_S
+        self._lock, self._encoder_lock, self._looked = Lock(), Lock(), -LOOK_S
         self._known: dict[str, tuple[int, Predictor | None]] = {}  # name -> (when it was written, it)
+        self._current(AFTER)
 
     @property
     def reads_answers(self) -> bool:
-        """Whether there is a predictor of answers."""
-        return self._current(AFTER) is not None
+        """Whether there is a predictor of answers, as was last seen: this is asked in the event loop, and reads no file."""
+        return self._known.get(AFTER, (0, None))[1] is not None
 
     def forecast(self, request: ChatRequest) -> Forecast | None:
         """See plan.Predictor."""
@@ -52,18 +53,18 @@ class Forecaster:
         threshold = found.provenance.get("threshold") if found else None
         if found is None or threshold is None:
             return None
-        task = task_of(request)
         try:
+            task = task_of(request)
             vector = self._vectors().embed([task.prompt])[0] if found.reads_vectors else None
             said = found.predict(task, attempt, vector)
-        except (BaseloadError, ValueError, OSError):
+        except Exception:  # a request must not fail for what is only advice
             log.exception("the predictor %s could not be asked", name)
             return None
         numbers = {"local": said.local, "strong": said.strong, "familiar": said.familiar}
         return Forecast(said.gap, float(threshold), not said.fell_back, numbers)
 
     def _vectors(self) -> Embeds:
-        with self._lock:
+        with self._encoder_lock:  # of its own: making one takes a second
             self._encoder = self._encoder or self._make_encoder()
         return self._encoder
 
@@ -103,6 +104,6 @@ def task_of(request: ChatRequest) -> Task:
         prompt or said,
         request.extras.task,
         len(request.tools),
-        sum(len(tool.parameters.get("properties") or ()) for tool in request.tools),
+        sum(len(found) for tool in request.tools if isinstance(found := tool.parameters.get("properties"), dict)),
         len(json.dumps(schema, default=str)) if schema else 0,
     )

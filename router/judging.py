@@ -31,6 +31,7 @@ def question(check: Check, answer: Answer, request: ChatRequest) -> ChatRequest:
         sampling=SamplingParams(temperature=0.0, max_tokens=160),
         response_format=ResponseFormat("json_schema", schema=OPINION),
         extras=request.extras,
+        body={"temperature": 0.0, "top_p": 1.0},  # said, so that no model's own wishes hold
     )
 
 
@@ -41,7 +42,7 @@ def opinion(check: Check, reply: str, failure: Failure | None) -> Verdict:
     try:
         found = json.loads(reply)
         score, why = float(found["score"]), str(found["why"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return Verdict("judge", False, "the judge's reply could not be read")
     passed = 0 <= score <= 1 and score >= check.get("pass_score", PASS)
     return Verdict("judge", passed, "" if passed else f"a judge gives it {score:g}: {why}"[:300], score)

@@ -12,10 +12,12 @@ from ..wire.backend import Backend, ModelInfo, Tokenizing
 from ..wire.chat import ChatRequest
 from ..wire.errors import BadRequest, BaseloadError, ModelNotFound
 from . import checks as definitions
+from .budget import most_tokens
 from .cascade import Place
-from .checks import Check
+from .checks import Answer, Check
 from .conversation import Conversations
 from .decision import Decision, RungDecision
+from .judging import question
 from .placement import first_of
 from .plan import Plan, Predictor, plan
 from .policy import Denied, Policy, Rung
@@ -104,7 +106,7 @@ class Router:
         named = {check.get("model") or LOCAL for check in checks if check["type"] == "judge"}
         places = {name: self.resolve(name).places[0] for name in named}
         for place in places.values():
-            if isinstance(verdict := gate(replace(request, tools=()), self._policy, place.rung), Denied):
+            if isinstance(verdict := gate(question({"rubric": ""}, Answer("", ""), request), self._policy, place.rung), Denied):
                 raise verdict.error(f"{verdict.reason}.", param="baseload.checks")
         return places
 
@@ -113,7 +115,7 @@ class Router:
         return self._predictor is not None and self._predictor.reads_answers and any(p.rung.supplier for p in places)
 
     def _place(self, name: str) -> Place:
-        return self._remote.get(name) or self._local.get(name) or next(iter(self._local.values()))
+        return self._local.get(name) or self._remote.get(name) or next(iter(self._local.values()))
 
     async def handle(self, request: ChatRequest, context: RequestContext) -> Handling:
         """Decide, and begin. The decision is written down with the first event, or at once where no place is left.
@@ -121,8 +123,14 @@ class Router:
         Raises ModelNotFound, BadRequest (its checks), or the error of a gate.
         """
         target = self.resolve(request.model)
-        asked = _with_tools_checked(request) if self._policy.check_tools and target.mode == "auto" else request
-        checks = await _checks(asked, self._policy.permissions)
+        checks = await _checks(request, self._policy.permissions)
+        if (
+            self._policy.check_tools
+            and target.mode == "auto"
+            and request.tools
+            and all(c["type"] != "tool_call" for c in checks)
+        ):
+            checks = (*checks, {"type": "tool_call"})  # alone: an answer that was cut off is no call that fits nothing
         judges = self._judges(request, checks)
         rule = first_of(self._policy.rules, request) if target.mode == "auto" else None
         ruled = self._place(rule.place) if rule else None
@@ -188,14 +196,6 @@ class Router:
         return not isinstance(gate(ChatRequest(rung.name), self._policy, rung), Denied)
 
 
-def _with_tools_checked(request: ChatRequest) -> ChatRequest:
-    """`request`, whose calls must be of its tools and fit their schemas, whether it says so or not."""
-    if not request.tools or any(check["type"] == "tool_call" for check in request.extras.checks):
-        return request
-    checks = (*request.extras.checks, {"type": "tool_call"})
-    return replace(request, extras=replace(request.extras, checks=checks))
-
-
 async def _checks(request: ChatRequest, permissions: Permissions) -> tuple[Check, ...]:
     """What the answer must pass. A large schema takes seconds to validate: not in the event loop."""
     if request.response_format.kind == "text" and not request.extras.checks:
@@ -208,8 +208,7 @@ async def _measured(request: ChatRequest, place: Place) -> Rung:
     and need not be counted."""
     if place.rung.supplier:
         return place.rung
-    size = sum(len(m.text.encode("utf-8", "replace")) for m in request.messages) + sum(len(str(t)) for t in request.tools)
-    if size < place.rung.model.context_length // 2:
+    if most_tokens(request) < place.rung.model.context_length:
         return place.rung
     try:
         return replace(place.rung, prompt_tokens=await asyncio.to_thread(place.backend.count_tokens, request))

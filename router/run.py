@@ -10,6 +10,7 @@ from types import MappingProxyType
 from ..ledger.ledger import Ledger
 from ..ledger.rows import OutcomeRow, RequestRow
 from ..wire.chat import ChatRequest, Event, Failure, Finish
+from ..wire.errors import ContextLengthExceeded
 from .budget import within, worst_usd
 from .cascade import Attempt, Place, attempt_events, judge, their_name, with_evidence
 from .checks import Answer, Check, Verdict
@@ -34,7 +35,7 @@ class Handling:
     @property
     def cost_usd(self) -> float | None:
         """What suppliers ask for it at list price; None where one of them has no known price."""
-        prices = [a.row.retail_usd for a in self.attempts if a.place.rung.supplier]
+        prices = [a.retail_usd for a in self.attempts if a.place.rung.supplier]
         known = [p for p in prices if p is not None]
         return sum(known) if len(known) == len(prices) else None
 
@@ -84,7 +85,9 @@ class Run:
                 handling.conversation.place = handling.route
                 self._shadow()
         finally:
-            handling.conversation.usd += handling.cost_usd or 0.0
+            cost = handling.cost_usd
+            # What is not known may have cost all that it could.
+            handling.conversation.usd += self._held if cost is None else cost
             handling.conversation.held -= self._held
             decision = handling.decision.as_json()
             end = {"route": handling.route, "status": status, "finished_ts": time.time(), "error_code": error}
@@ -92,28 +95,39 @@ class Run:
 
     def _shadow(self) -> None:
         """Have a supplier answer too what was kept here, if this request is one of those chosen for that."""
-        kept = self._handling.decision.mode == "auto" and not self._handling.attempts[-1].place.rung.supplier
+        answered = next(a for a in reversed(self._handling.attempts) if a.role != "judge")
+        kept = self._handling.decision.mode == "auto" and not answered.place.rung.supplier
         place = next((p for p in self._places if p.rung.supplier), None)
         if self._shadows is None or not kept or place is None or not self._shadows.wants(self._row.id):
             return
+        held = self._held
         sent = self._affordable(self._request, place)
-        if not isinstance(sent, Denied):
-            checks = [check for check in self._checks if check["type"] != "judge"]
-            self._shadows.begin(sent, self._row.id, len(self._handling.attempts), place, checks)
-            self._handling.note("shadow", f"{place.rung.name} is asked too, to learn from")
+        if isinstance(sent, Denied):
+            return
+        worst, self._held = self._held - held, held  # the shadow's to give back
+        conversation = self._handling.conversation
+
+        def over(usd: float | None) -> None:
+            conversation.held -= worst
+            conversation.usd += worst if usd is None else usd
+
+        checks = [check for check in self._checks if check["type"] != "judge"]
+        self._shadows.begin(sent, self._row.id, len(self._handling.attempts), place, checks, over)
+        self._handling.note("shadow", f"{place.rung.name} is asked too, to learn from")
 
     async def _direct(self) -> AsyncGenerator[Event, None]:
         """Stream at once. A place that fails before its first word hands over to the next; checks are only recorded."""
-        denied: Denied | None = None
+        last: Failure | None = None
         for n, place in enumerate(self._places):
             asked = self._affordable(self._request, place)
             if isinstance(asked, Denied):
-                denied = asked
+                last = last or _denied(asked)
                 continue
             attempt, begun = self._begin(place), False
             async with aclosing(attempt_events(asked, attempt, keep=bool(self._checks))) as events:
                 async for event in events:
                     if isinstance(event, Failure) and not begun and _next_may_do_better(event, n, self._places):
+                        last = event
                         break
                     begun = True
                     if isinstance(event, Finish) and len(attempt.finishes) == asked.sampling.n:
@@ -123,18 +137,19 @@ class Run:
             attempt.over(accepted=False)
             if begun:
                 return
-        if denied is not None:
-            yield _denied(denied)
+        if last is not None:
+            yield last
 
     async def _checked(self) -> AsyncGenerator[Event, None]:
         """Hold each answer back until its verdict; a failed one goes to the next try with the evidence."""
-        asked = self._request
+        asked, doubted = self._request, None
         last: Failure | list[Verdict] = []
         for n, place in enumerate(self._places):
             for turn in range(1 if place.rung.supplier else 1 + self._policy.repairs):
                 if sum(a.role != "judge" for a in self._handling.attempts) >= self._policy.max_attempts:
                     self._handling.note("attempts", f"{self._policy.max_attempts} tries are all that the policy allows")
-                    yield self._end(last)
+                    for event in self._give_up(last, doubted):
+                        yield event
                     return
                 sent = self._affordable(asked, place)
                 if isinstance(sent, Denied):
@@ -148,12 +163,14 @@ class Run:
                     attempt.over(accepted=False)
                     last = attempt.failure
                     if not _next_may_do_better(attempt.failure, n, self._places):
-                        yield last
+                        for event in self._give_up(last, doubted):
+                            yield event
                         return
                     break
                 verdicts = await self._judged(attempt) if self._checks else []
                 if all(v.passed for v in verdicts) and n + 1 < len(self._places) and not place.rung.supplier:
-                    verdicts += await self._reviewed(attempt)
+                    doubts = await self._reviewed(attempt)
+                    doubted, verdicts = (attempt if doubts else doubted), verdicts + doubts
                 accepted = all(v.passed for v in verdicts)
                 attempt.over(accepted=accepted)
                 if accepted:
@@ -161,7 +178,16 @@ class Run:
                         yield event
                     return
                 last, asked = verdicts, with_evidence(self._request, attempt, verdicts)
-        yield self._end(last)
+        for event in self._give_up(last, doubted):
+            yield event
+
+    def _give_up(self, last: Failure | list[Verdict], doubted: Attempt | None) -> Sequence[Event]:
+        """Nobody did better: the answer that was only doubted, or else why there is none."""
+        if doubted is None:
+            return [self._end(last)]
+        doubted.accept()
+        self._handling.route = doubted.place.rung.name
+        return doubted.events
 
     def _affordable(self, request: ChatRequest, place: Place) -> ChatRequest | Denied:
         """`request` as its budgets allow it here; a denial is noted."""
@@ -201,7 +227,10 @@ class Run:
         if not asked or not all(v.passed for v in verdicts):
             return verdicts
         answers = attempt.answers(self._request.sampling.n)
-        words = {(id(check), answer.text): await self._ask_judge(check, answer) for check in asked for answer in answers}
+        words: dict[tuple[int, str], Verdict] = {}
+        for check, answer in ((check, answer) for check in asked for answer in answers):
+            if (id(check), answer.text) not in words:
+                words[id(check), answer.text] = await self._ask_judge(check, answer)
         return verdicts + judge(self._request, asked, attempt, self._ledger, lambda check, a: words[id(check), a.text])
 
     async def _ask_judge(self, check: Check, answer: Answer) -> Verdict:
@@ -264,4 +293,6 @@ def _next_may_do_better(failure: Failure, n: int, places: Sequence[Place]) -> bo
     """What the local model refuses, or is too busy for, is not bought; what one supplier refuses another may take."""
     if n + 1 >= len(places):
         return False
+    if failure.code == ContextLengthExceeded.default_code:
+        return True  # another place may have room for it
     return bool(places[n].rung.supplier) or (failure.status not in CLIENTS_FAULT and failure.status != 429)

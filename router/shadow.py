@@ -7,7 +7,7 @@ chosen depends on their ids alone, so that what is learned from them is not bias
 import asyncio
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 
 from ..ledger.ledger import Ledger
@@ -17,6 +17,7 @@ from .checks import Check
 
 log = logging.getLogger("baseload.router")
 
+Over = Callable[[float | None], None]
 AT_ONCE = 4  # more are not asked, and not made up for
 
 
@@ -33,9 +34,9 @@ class Shadows:
         drawn = int.from_bytes(hashlib.blake2b(request_id.encode(), digest_size=8).digest()) / 2**64
         return drawn < self._share and len(self._running) < AT_ONCE
 
-    def begin(self, request: ChatRequest, request_id: str, n: int, place: Place, checks: Sequence[Check]) -> None:
-        """Ask `place` as the request's try number `n`."""
-        task = asyncio.create_task(self._run(request, request_id, n, place, checks))
+    def begin(self, request: ChatRequest, request_id: str, n: int, place: Place, checks: Sequence[Check], over: Over) -> None:
+        """Ask `place` as the request's try number `n`; `over` is told its price in the end, None where that is not known."""
+        task = asyncio.create_task(self._run(request, request_id, n, place, checks, over))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
@@ -45,7 +46,9 @@ class Shadows:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
 
-    async def _run(self, request: ChatRequest, request_id: str, n: int, place: Place, checks: Sequence[Check]) -> None:
+    async def _run(
+        self, request: ChatRequest, request_id: str, n: int, place: Place, checks: Sequence[Check], over: Over
+    ) -> None:
         attempt = Attempt(request_id, n, place, self._ledger, "shadow")
         try:
             async with aclosing(attempt_events(request, attempt, keep=True)) as events:
@@ -57,3 +60,4 @@ class Shadows:
             log.exception("a shadow answer failed")
         finally:
             attempt.over(accepted=False)
+            over(attempt.retail_usd)

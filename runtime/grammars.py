@@ -22,6 +22,9 @@ N_THREADS = 2  # a grammar that takes long holds up no other, and no template
 JSON_STYLE: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
+JSON_GRAMMAR = re.compile(r'"json_schema":\s*[{t]')  # as llguidance writes one: a schema, or true
+
+
 class GrammarCompiler:
     """The grammars of one model. `close` it."""
 
@@ -42,7 +45,8 @@ class GrammarCompiler:
         if found is None:
             work = asyncio.get_running_loop().run_in_executor(self._threads, self._compile, grammar, param)
             try:
-                found = await asyncio.wait_for(work, PATIENCE_S)
+                async with asyncio.timeout(PATIENCE_S):
+                    found = await work
             except TimeoutError as error:
                 raise BadRequest("The grammar takes too long to compile; simplify it.", param=param) from error
             self._kept[grammar] = found
@@ -62,7 +66,8 @@ class GrammarCompiler:
             raise BadRequest(f"'{param}' cannot be used: {_line(matcher.get_error())}", param=param, code="unsupported_grammar")
         made = Grammar(matcher, vocabulary)
         shortest = made.way(LONGEST_WAY)
-        return Grammar(matcher, vocabulary, 0 if shortest is None else 2 * len(shortest) + 32)
+        reserve = 0 if shortest is None else 2 * len(shortest) + 32
+        return Grammar(matcher, vocabulary, reserve, is_json=JSON_GRAMMAR.search(grammar) is not None)
 
     def _read(self) -> tuple[LLTokenizer, Vocabulary]:
         known = self._tokenizer

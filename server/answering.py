@@ -73,7 +73,7 @@ def told(ask: ChatRequest, headers: Mapping[str, str]) -> ChatRequest:
     """`ask` with what its headers tell Baseload, where its body doesn't. Raises BadRequest."""
     said = {field: headers[name] for name, field in HEADERS.items() if headers.get(name)}
     said.setdefault("session", next((headers[name] for name in SESSIONS if headers.get(name)), ""))
-    named = {field: value for field, value in said.items() if value and not getattr(ask.extras, field)}
+    named = {field: value for field, value in said.items() if value and getattr(ask.extras, field) in (None, "")}
     if not named:
         return ask
     given: dict[str, Any] = {k: v[:MAX_NAME] if k == "session" else v for k, v in named.items()}

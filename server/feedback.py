@@ -48,7 +48,7 @@ def _judged(ledger: Ledger, name: str, key_id: str | None) -> str:
     """The attempt that the feedback is about: the accepted one, or else the last. Raises NotFound, for another key's too."""
     ledger.flush()  # an answer can be judged before its own rows are written
     found: dict[str, Any] | None = ledger.request(name)
-    if found is None or found.get("key_id") != key_id or not found["attempts"]:
+    if found is None or found.get("key_id") != key_id or not any(a["role"] == "answer" for a in found["attempts"]):
         raise NotFound("There is no answered request of this id.", param="request_id")
-    tries = found["attempts"]
+    tries = [a for a in found["attempts"] if a["role"] in ("answer", "repair")]
     return next((a["id"] for a in reversed(tries) if a["accepted"]), tries[-1]["id"])

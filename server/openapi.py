@@ -84,7 +84,10 @@ CHAT = _object(
     response_format=FORMAT, baseload=BASELOAD, **SAMPLING, **STREAM,
 )  # fmt: skip
 TURN = _object(["role", "content"], role={"enum": ["user", "assistant", "system"]}, content=CONTENT)
-TURN_OF_PARTS = _object(role={"enum": ["user", "model", None]}, parts=_list(_object(text={"type": "string"}), 1 << 16))
+TURN_OF_PARTS = _object(
+    role={"enum": ["user", "model", "", None]},
+    parts={"anyOf": [{"type": "null"}, _list(_object(text={"type": "string"}), 1 << 16)]},
+)
 CLAUDES = {
     "model": MODEL, "messages": _list(TURN, 100_000, 1),
     "temperature": _number(0, 1), "top_p": _share(), "top_k": _integer(0), "stop_sequences": _or_null("array", items=STOP),

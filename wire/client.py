@@ -139,7 +139,11 @@ class HttpBackend:
         """The data of events, those together that come together. Bounded in length and in the time between whole lines."""
         parser, total, lines, wait = SseParser(MAX_EVENT), 0, 0, self.connection.between_bytes_s
         until = time.monotonic() + wait
-        while chunk := await asyncio.wait_for(response.content.readany(), until - time.monotonic()):
+        while True:
+            async with asyncio.timeout(until - time.monotonic()):  # wait_for may swallow a cancellation (before Python 3.12)
+                chunk = await response.content.readany()
+            if not chunk:
+                break
             total += len(chunk)
             if total > MAX_BODY:
                 raise TooLong

@@ -74,7 +74,8 @@ class Limited:
             await self._sleep(wait)
         try:
             if self._slots:
-                await asyncio.wait_for(self._slots.acquire(), self._patience_s)
+                async with asyncio.timeout(self._patience_s):
+                    await self._slots.acquire()
         except TimeoutError:
             yield self._refusal(self._patience_s)
             return

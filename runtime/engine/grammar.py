@@ -15,7 +15,9 @@ from ...wire.errors import BadRequest
 
 QUOTE, BACKSLASH = b'"\\'
 OPENING, CLOSING, DIGITS, POINT = b"[{", b"]}", b"0123456789", ord(".")
-FRACTION_DIGITS, INTEGER_DIGITS = 12, 24  # of a number; a float64 tells 15 apart, and to end it may take some more
+# Digits of a number with a point, of which so many at least behind it, and of one without. A float64 tells 15 apart, and to end
+# a number may take some more.
+FRACTION_DIGITS, LEAST_FRACTION, INTEGER_DIGITS = 12, 6, 24
 LONG_WAY = 24  # tokens: another walk may be shorter
 LONGEST_WAY = 4096  # tokens of an answer's shortest end that are looked for
 
@@ -46,12 +48,14 @@ class _Place:
     escaped: bool = False
     depth: int = 0
     digits: int = 0
+    fraction: int = 0  # of them, behind a point
     has_point: bool = False
 
     @property
     def runs_on(self) -> bool:
         """Whether a number has got longer than what reads it can tell apart."""
-        return self.digits >= (FRACTION_DIGITS if self.has_point else INTEGER_DIGITS)
+        fraction_digits = max(LEAST_FRACTION, FRACTION_DIGITS - (self.digits - self.fraction))
+        return self.fraction >= fraction_digits if self.has_point else self.digits >= INTEGER_DIGITS
 
     def go_on(self, spelled: bytes) -> None:
         for byte in spelled:
@@ -65,14 +69,25 @@ class _Place:
                 self.depth += (byte in OPENING) - (byte in CLOSING)
                 in_number = byte in DIGITS or (byte == POINT and self.digits > 0)
                 self.digits = self.digits + (byte != POINT) if in_number else 0
+                self.fraction = self.fraction + (byte != POINT) if in_number and self.has_point else 0
                 self.has_point = in_number and (self.has_point or byte == POINT)
 
 
 class Grammar:
     """One answer's grammar, and how far the answer has come in it. The engine's thread alone touches it."""
 
-    def __init__(self, matcher: LLMatcher, vocabulary: Vocabulary, reserve: int = 0, place: _Place | None = None) -> None:
-        """`reserve`: with no more tokens than these left, care is taken that the answer ends in time."""
+    def __init__(
+        self,
+        matcher: LLMatcher,
+        vocabulary: Vocabulary,
+        reserve: int = 0,
+        place: _Place | None = None,
+        *,
+        is_json: bool = False,
+    ) -> None:
+        """`reserve`: with no more tokens than these left, care is taken that the answer ends in time; `is_json`: that its
+        numbers end, too."""
+        self._is_json = is_json
         self._place = place or _Place()
         self._matcher, self._vocabulary, self.reserve = matcher, vocabulary, reserve
         self._way: list[int] | None = None  # from here to an end, where known
@@ -80,7 +95,7 @@ class Grammar:
 
     def fork(self) -> "Grammar":
         """The same, for another answer."""
-        return Grammar(self._matcher.deep_copy(), self._vocabulary, self.reserve, replace(self._place))
+        return Grammar(self._matcher.deep_copy(), self._vocabulary, self.reserve, replace(self._place), is_json=self._is_json)
 
     @property
     def is_over(self) -> bool:
@@ -111,7 +126,7 @@ class Grammar:
     def steer(self, token: int, left: int) -> int:
         """`token`, or another if the answer could not end within `left` tokens after it, itself included, or if it made a
         number longer that had better end."""
-        if self._place.runs_on and self._spelled(token)[:1].isdigit():
+        if self._is_json and self.reserve and self._place.runs_on and self._spelled(token)[:1].isdigit():
             return token if (way := self._known_way(left)) is None else (way or self._vocabulary.end_ids)[0]
         if left > self.reserve * (1 + max(0, self._place.depth)):  # to get out takes no longer than to get in and out again
             return token

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from baseload.router import RequestContext
-from baseload.wire.chat import ChatRequest, Event, Extras, Failure, Finish, Message, Text, TextDelta, Usage
+from baseload.wire.chat import ChatRequest, Event, Extras, Failure, Finish, Message, SamplingParams, Text, TextDelta, Usage
 from baseload.wire.errors import EgressDenied, ModelNotFound
 
 from .test_placement_and_plan import AWAY, router_of
@@ -105,3 +105,35 @@ async def test_tools_are_judged_by_their_schemas(ledger: Any):
     request = replace(ask({"type": "tool_call", "required": True}), tools=())
     handling, events = await run(router, request)
     assert isinstance(events[-1], Failure) and len(handling.attempts) == 2
+
+
+@pytest.mark.parametrize("reply", ['{"score": 1' + "0" * 400 + ', "why": "x"}', "[" * 3000])
+async def test_a_hostile_reply_is_only_one_that_cannot_be_read(ledger: Any, reply: str):
+    router, _, away = router_of(ledger)
+    away.answers = [[TextDelta(reply), Usage(1, 1), Finish("stop")], "better", grade(1.0)]
+    handling, events = await run(router, ask(JUDGE))
+    assert isinstance(events[-1], Finish) and handling.route == AWAY
+
+
+async def test_a_suppliers_answer_may_be_judged_by_a_supplier_within_a_budget(ledger: Any):
+    router, home, away = router_of(ledger, max_usd=5.0)
+    home.answers, away.answers = ["rude"], [grade(0.1), "better", grade(1.0)]
+    handling, events = await run(router, ask(JUDGE))
+    assert isinstance(events[-1], Finish) and handling.route == AWAY
+
+
+async def test_what_a_supplier_has_answered_has_no_shadow(ledger: Any):
+    router, home, away = router_of(ledger, shadow=1.0)
+    local_judge = {"type": "judge", "rubric": "polite"}
+    home.answers, away.answers = ["rude", grade(0.1), grade(0.9)], ["better"]
+    handling, _ = await run(router, ask(local_judge))
+    await router.close()
+    assert handling.route == AWAY and len(away.asked) == 1
+
+
+async def test_equal_answers_are_judged_once(ledger: Any):
+    router, home, away = router_of(ledger)
+    home.answers = [[*(TextDelta("same", i) for i in range(3)), Usage(1, 3), *(Finish("stop", i) for i in range(3))]]
+    away.answers = [grade(1.0)]
+    _, events = await run(router, replace(ask(JUDGE), sampling=SamplingParams(n=3)))
+    assert isinstance(events[-1], Finish) and len(away.asked) == 1

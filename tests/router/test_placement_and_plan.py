@@ -434,3 +434,70 @@ async def test_no_shadow_where_none_is_wanted_allowed_or_paid_for(ledger: Any, p
 def test_the_share_of_requests_is_kept(ledger: Any):
     chosen = sum(Shadows(0.05, ledger).wants(f"req_{n}") for n in range(4000))
     assert 140 < chosen < 270
+
+
+# ------------------------------------------------------------------------------- what a look with other eyes had found
+
+
+async def test_what_a_client_does_not_bound_is_bounded_within_reason(ledger: Any):
+    router, _, away = router_of(ledger, max_usd=100.0)
+    await run(router, replace(ask(), model=AWAY))
+    assert away.asked[0].sampling.max_tokens == 8192
+
+
+async def test_an_answer_of_unknown_cost_counts_as_what_it_might_have_cost(ledger: Any):
+    router, _, away = router_of(ledger, conversation_usd=0.01)
+    away.answers = [[TextDelta("x"), Finish("stop")] for _ in range(9)]
+    ends = [(await run(router, replace(ask(), model=AWAY)))[1][-1] for _ in range(5)]
+    assert isinstance(ends[0], Finish) and isinstance(ends[-1], Failure) and ends[-1].status == 403
+
+
+async def test_shadows_are_paid_from_the_conversations_money(ledger: Any):
+    router, _, away = router_of(ledger, shadow=1.0, conversation_usd=0.002)
+    away.answers = [[TextDelta("x"), Usage(1000, 1000), Finish("stop")] for _ in range(30)]
+    handling: Any = None
+    for n in range(9):
+        handling = await router.handle(ask(sampling=SamplingParams(max_tokens=1000)), RequestContext(f"req_{n}"))
+        assert isinstance([event async for event in handling.events][-1], Finish)
+        await asyncio.sleep(0.01)
+    await settled(router)
+    assert 1 <= len(away.asked) <= 4
+    assert handling.conversation.held == pytest.approx(0)
+
+
+async def test_a_long_conversation_goes_where_it_fits(ledger: Any):
+    router, home, _ = router_of(ledger)
+    home.count_tokens = lambda request: 5000  # what a real tokenizer says of it
+    long = (*ask().messages, *loop(1, "word " * 800))
+    handling, events = await run(router, replace(ask(tools=(TOOL,)), messages=long))
+    assert isinstance(events[-1], Finish) and handling.route == AWAY and home.asked == []
+    too_long = Failure(
+        "This model's maximum context length is 9 tokens", 400, "invalid_request_error", "context_length_exceeded"
+    )
+    router, home, _ = router_of(ledger)
+    home.answers = [too_long]
+    assert (await run(router, ask()))[0].route == AWAY
+
+
+async def test_a_doubted_answer_is_better_than_none(ledger: Any):
+    down = Failure("down", 503, "server_error", "upstream_error")
+    cases: list[tuple[dict[str, Any], list[Any]]] = [({"max_usd": 1e-9}, []), ({}, [down])]
+    for limits, away_says in cases:
+        router, _, away = router_of(ledger, reviewed=lambda answer: Forecast(0.9, 0.2), **limits)
+        away.answers = away_says
+        handling, events = await run(router, ask())
+        assert (text(events), handling.route) == ("local", "small") and isinstance(events[-1], Finish)
+
+
+async def test_a_cut_answer_with_tools_is_no_call_that_fits_nothing(ledger: Any):
+    router, home, away = router_of(ledger, check_tools=True)
+    home.answers = [[TextDelta("words"), Usage(1, 1), Finish("length")]]
+    _, events = await run(router, ask(tools=(TOOL,)))
+    assert events[-1] == Finish("length") and away.asked == []
+
+
+async def test_the_true_failure_is_told(ledger: Any):
+    router, home, _ = router_of(ledger, max_usd=1e-9)
+    home.answers = [Failure("stuck", 503, "server_error", "engine_stuck", retryable=True, retry_after=2)]
+    _, events = await run(router, ask())
+    assert isinstance(events[-1], Failure) and events[-1].code == "engine_stuck"

@@ -154,6 +154,23 @@ def test_draws_within_a_grammar_have_its_share_of_the_models_distribution(compil
     assert abs(drawn.count(yes) / len(drawn) - np.e / (1 + np.e)) < 0.04
 
 
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        (ResponseFormat("regex", pattern="[0-9]{40}"), "1234567890" * 4),
+        (ResponseFormat("regex", pattern=r"\d+(\.\d+)*"), "1.3.6.1.4.1.311.21.20"),
+        (ResponseFormat("json_schema", schema={"type": "number"}), "12345678901.25"),
+        (ResponseFormat("json_schema", schema={"type": "number"}), "1700000000.123"),
+        (ResponseFormat("json_schema", schema={"type": "integer"}), "123456789012345678"),
+    ],
+)
+def test_numbers_that_mean_something_are_left_alone(compiler, wanted, said):
+    grammar = asyncio.run(compiler.of_format(wanted))
+    for token in compiler._tokenizer.encode(said, specials=False):
+        assert grammar.steer(token, 200) == token, said
+        grammar.take(token)
+
+
 NODE = {"type": "object", "properties": {"in": {"type": "array", "items": {"$ref": "#"}}}, "required": ["in"]}
 
 
