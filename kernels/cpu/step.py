@@ -89,8 +89,8 @@ def byte_inputs(layer: int, n_layers: int, layout: Layout) -> int:
     for half the products of 16 bits.
 
     What o sums over has no values so large that they drown others. What down does has, and what q, k and v do decides scores:
-    rounded so, these cost SmolLM2-135M over 1 in 100 of perplexity each. Gate and up cost it little (1.0014 times float32's), and
-    yet, beside o, the capital of France.
+    rounded so, these cost SmolLM2-135M over 1 in 100 of perplexity each. Gate and up cost it little (1.0014 times float32's),
+    and yet, beside o, the capital of France.
     """
     return OUT_INPUTS if layout == Layout.TILES and is_inner(layer, n_layers) else 0
 
