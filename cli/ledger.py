@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .common import fail_cleanly, ledger_url, print_json, print_table
+from .books import Db, Json, Since, begins, ledger_at
+from .common import fail_cleanly, print_json, print_table
 
 if TYPE_CHECKING:
     from ..ledger.machine_cost import Hardware
@@ -19,31 +18,14 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True)
 
-UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
 COLUMNS = ("ROUTE", "MODEL", "REQUESTS>", "TRIES>", "ACCEPTED>", "TOKENS-IN>", "OUT>", "CACHED>")
 COLUMNS += ("TTFT>", "TIME>", "RETAIL-$>", "ESCALATED>")
-Db = Annotated[str | None, typer.Option(help="The ledger: a file or sqlite:///PATH; else the configured one.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
-def _seconds(text: str) -> float:
-    """`90m`, `24h`, `7d` in seconds."""
-    match = re.fullmatch(r"(\d+)([mhdw])", text)
-    if match is None:
-        raise typer.BadParameter("write a number and m, h, d or w, as in 24h")
-    return int(match[1]) * UNITS[match[2]]
-
-
-def _url(db: str | None) -> str:
-    if db is None:
-        return ledger_url()
-    return db if "://" in db else f"sqlite:///{db}"
 
 
 @app.command()
 @fail_cleanly
 def report(
-    since: Annotated[float | None, typer.Option(parser=_seconds, help="Only the last 24h, 7d, ...", metavar="TIME")] = None,
+    since: Since = None,
     db: Db = None,
     as_json: Json = False,
 ) -> None:
@@ -51,7 +33,7 @@ def report(
     from ..ledger.ledger import open_for_reading
     from ..ledger.report import report as make
 
-    found = make(open_for_reading(_url(db)), time.time() - since if since else 0.0)
+    found = make(open_for_reading(ledger_at(db)), begins(since))
     if as_json:
         print_json(asdict(found))
         return
@@ -74,7 +56,7 @@ def show(request_id: str, db: Db = None) -> None:
     from ..ledger.report import request
     from ..wire.errors import NotFound
 
-    found = request(open_for_reading(_url(db)), request_id)
+    found = request(open_for_reading(ledger_at(db)), request_id)
     if found is None:
         raise NotFound(f"The ledger knows no request {request_id!r}.")
     print_json(found)
@@ -85,7 +67,7 @@ def show(request_id: str, db: Db = None) -> None:
 def tasks(
     hardware: Annotated[Path | None, typer.Option(help="What the machine costs, as TOML; else local work is unpriced.")] = None,
     by: Annotated[str, typer.Option(help="job, task_class, key_id or model.")] = "task_class",
-    since: Annotated[float | None, typer.Option(parser=_seconds, help="Only the last 24h, 7d, ...", metavar="TIME")] = None,
+    since: Since = None,
     db: Db = None,
     as_json: Json = False,
 ) -> None:
@@ -98,7 +80,7 @@ def tasks(
     if by not in GROUPS:
         raise typer.BadParameter(f"--by is one of {', '.join(GROUPS)}")
     hour = usd_per_hour(_profile(hardware)) if hardware else None
-    rows = training_rows(open_for_reading(_url(db)), time.time() - since if since else 0.0)
+    rows = training_rows(open_for_reading(ledger_at(db)), begins(since))
     found = per_accepted(task(row, hour.value if hour else None, GROUPS[by](row) or "-") for row in rows)
     if as_json:
         print_json({"usd_per_hour": asdict(hour) if hour else None, "by": by, "groups": [asdict(line) for line in found]})
@@ -139,7 +121,7 @@ def verify(db: Db = None, as_json: Json = False) -> None:
     from ..ledger import budgets
     from ..ledger.ledger import check, open_for_reading
 
-    url = _url(db)
+    url = ledger_at(db)
     engine, state = open_for_reading(url), check(url)
     wrong = budgets.verify(engine)
     if as_json:
@@ -153,14 +135,14 @@ def verify(db: Db = None, as_json: Json = False) -> None:
 @app.command()
 @fail_cleanly
 def export(
-    since: Annotated[float | None, typer.Option(parser=_seconds, help="Only the last 24h, 7d, ...", metavar="TIME")] = None,
+    since: Since = None,
     db: Db = None,
 ) -> None:
     """Every finished request with its attempts and verdicts, one JSON object a line."""
     from ..ledger.ledger import open_for_reading
     from ..ledger.outcomes import training_rows
 
-    for row in training_rows(open_for_reading(_url(db)), time.time() - since if since else 0.0):
+    for row in training_rows(open_for_reading(ledger_at(db)), begins(since)):
         print(json.dumps(asdict(row), ensure_ascii=False))
 
 
@@ -169,7 +151,7 @@ def export(
 def prices(
     reference: Annotated[str, typer.Argument(metavar="SUPPLIER/MODEL", help="Whose list price to set beside the local work.")],
     override: Annotated[Path | None, typer.Option(help="Your own prices, as TOML; they go before the listed ones.")] = None,
-    since: Annotated[float | None, typer.Option(parser=_seconds, help="Only the last 24h, 7d, ...", metavar="TIME")] = None,
+    since: Since = None,
     db: Db = None,
     as_json: Json = False,
 ) -> None:
@@ -183,7 +165,7 @@ def prices(
         own = overrides(override) if override else None
     except (OSError, ValueError) as error:
         raise BadRequest(f"The prices cannot be used: {error}") from error
-    rows = training_rows(open_for_reading(_url(db)), time.time() - since if since else 0.0)
+    rows = training_rows(open_for_reading(ledger_at(db)), begins(since))
     local = [a for row in rows for a in row.attempts if a["accepted"] and a["backend"] == "local"]
     calls = [Tokens(a["prompt_tokens"], a["completion_tokens"], a["cached_tokens"]) for a in local]
     if not calls:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .books import Db, Json, Since, begins, ledger_at
 from .common import fail_cleanly, print_json, print_table
-from .ledger import Db, Json, _seconds, _url
 
 if TYPE_CHECKING:
     from ..benchmarks.routing_training import Trained
@@ -86,7 +85,7 @@ def explain(request_id: str, db: Db = None, as_json: Json = False) -> None:
     from ..ledger.report import request
     from ..wire.errors import NotFound
 
-    found = request(open_for_reading(_url(db)), request_id)
+    found = request(open_for_reading(ledger_at(db)), request_id)
     if found is None:
         raise NotFound(f"The ledger knows no request {request_id!r}.")
     if as_json:
@@ -134,7 +133,7 @@ def _verdict(outcome: dict[str, Any]) -> str:
 @app.command()
 @fail_cleanly
 def report(
-    since: Annotated[float | None, typer.Option(parser=_seconds, help="Only the last 24h, 7d, ...", metavar="TIME")] = None,
+    since: Since = None,
     db: Db = None,
     as_json: Json = False,
 ) -> None:
@@ -142,7 +141,7 @@ def report(
     from ..ledger.ledger import open_for_reading
     from ..ledger.routing import routing_report
 
-    found = routing_report(open_for_reading(_url(db)), time.time() - since if since else 0.0)
+    found = routing_report(open_for_reading(ledger_at(db)), begins(since))
     if as_json:
         print_json(found)
         return

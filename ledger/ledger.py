@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
 
@@ -17,7 +16,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from . import budgets, outcomes
 from . import report as reports
 from .database import check, connect, default_url, is_sqlite, open_for_reading, prepare, unusable
-from .outcomes import TrainingRow
 from .report import Report
 from .rows import Row
 from .schema import requests
@@ -121,26 +119,27 @@ class Ledger:
         score: float | None = None,
         comment: str = "",
         key_id: str | None = None,
+        source: str = "feedback",
     ) -> bool:
-        """Write down what a client thinks of an answer; False where there is no such request, or it is another key's.
+        """Write down what somebody (`source`: feedback, review or audit) thinks of an answer; False where that key has no such
+        request, or nothing has answered it.
 
         Blocks until it is committed. Raises LedgerError if that fails.
         """
-        given = {"accepted": accepted, "score": score, "comment": comment, "key_id": key_id, "ts": time.time()}
+        given = {
+            "accepted": accepted,
+            "score": score,
+            "comment": comment,
+            "key_id": key_id,
+            "source": source,
+            "ts": time.time(),
+        }
         self.flush()  # the request may have ended a moment ago
-        row = outcomes.feedback_row(self.engine, request_id, **given)
+        row = outcomes.feedback_row(self.engine, request_id, **given, ts=time.time())
         if row is not None:
             self.add(row)
             self.flush()
         return row is not None
-
-    def outcomes_since(self, since: float = 0.0) -> Iterator[dict[str, Any]]:
-        """See outcomes.outcomes_since."""
-        return outcomes.outcomes_since(self.engine, since)
-
-    def training_rows(self, since: float = 0.0) -> Iterator[TrainingRow]:
-        """See outcomes.training_rows."""
-        return outcomes.training_rows(self.engine, since)
 
     def request(self, request_id: str) -> dict[str, Any] | None:
         """One request with its attempts, outcomes and egress; None if unknown. Blocks on the disk."""

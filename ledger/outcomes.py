@@ -14,6 +14,8 @@ from sqlalchemy import Engine, Select, select
 from .rows import OutcomeRow
 from .schema import attempts, outcomes, requests
 
+ANSWERS = ("answer", "repair")  # the roles of attempts whose words a client may have been given
+PEOPLE = ("audit", "review", "feedback")  # who outranks whom, and all of them the checks
 AT_ONCE = 500  # requests whose attempts and verdicts are read together; well below SQLite's limit on bound parameters
 
 
@@ -50,7 +52,7 @@ class TrainingRow:
     def accepted(self, attempt_id: str) -> bool | None:
         """Whether the attempt was good, None if nobody can tell. People outrank checks: an audit counts before a review,
         a review before a client's feedback; of checks, all must have passed."""
-        for source in ("audit", "review", "feedback"):
+        for source in PEOPLE:
             said = [
                 v.passed for v in self.verdicts if (v.source, v.attempt_id) == (source, attempt_id) and v.passed is not None
             ]
@@ -63,16 +65,24 @@ class TrainingRow:
 
 
 def feedback_row(
-    engine: Engine, request_id: str, *, accepted: bool | None, score: float | None, comment: str, key_id: str | None, ts: float
+    engine: Engine,
+    request_id: str,
+    *,
+    accepted: bool | None,
+    score: float | None,
+    comment: str,
+    key_id: str | None,
+    source: str,
+    ts: float,
 ) -> OutcomeRow | None:
-    """A client's verdict on what it was given, or None where there is no such request of that key.
+    """Somebody's verdict on what a client was given, or None where that key has no such request, or it was never tried.
 
     It is about the accepted attempt, or the last one where none was. A request made without a key is judged without one.
     """
     owner = select(requests.c.key_id).where(requests.c.id == request_id)
     tries = (
         select(attempts.c.id)
-        .where(attempts.c.request_id == request_id)
+        .where(attempts.c.request_id == request_id, attempts.c.role.in_(ANSWERS))
         .order_by(attempts.c.accepted.desc(), attempts.c.n.desc())
         .limit(1)
     )
@@ -80,16 +90,8 @@ def feedback_row(
         found = connection.execute(owner).one_or_none()
         if found is None or found.key_id != key_id:
             return None
-        attempt_id = connection.execute(tries).scalar() or ""
-    return OutcomeRow(request_id, attempt_id, "", accepted, score, ts=ts, source="feedback", comment=comment)
-
-
-def outcomes_since(engine: Engine, since: float = 0.0) -> Iterator[dict[str, Any]]:
-    """Every verdict since `since` (seconds since the epoch), oldest first, as the columns of OutcomeRow."""
-    query = select(*(c for c in outcomes.c if c.name != "id")).where(outcomes.c.ts >= since).order_by(outcomes.c.ts)
-    with engine.connect() as connection:
-        for row in connection.execution_options(stream_results=True).execute(query):
-            yield dict(row._mapping)
+        attempt_id = connection.execute(tries).scalar()
+    return attempt_id and OutcomeRow(request_id, attempt_id, "", accepted, score, ts=ts, source=source, comment=comment)
 
 
 def training_rows(engine: Engine, since: float = 0.0) -> Iterator[TrainingRow]:

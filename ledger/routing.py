@@ -8,9 +8,9 @@ from typing import Any
 
 from sqlalchemy import Engine, select
 
+from .outcomes import ANSWERS, PEOPLE
 from .schema import attempts, outcomes, requests
 
-AUDITS = ("feedback", "audit", "review")  # who looks at an answer again after it was accepted
 Z = 1.959964  # of a 95% interval
 
 
@@ -25,11 +25,13 @@ def routing_report(engine: Engine, since: float) -> dict[str, Any]:
         ids = {row["id"] for row in asked}
         tries = [r for r in connection.execute(select(attempts)).mappings() if r["request_id"] in ids]
         judged = [r for r in connection.execute(select(outcomes)).mappings() if r["request_id"] in ids]
-    accepted = {r["request_id"]: r for r in tries if r["accepted"] and r["role"] in ("answer", "repair")}
+    accepted = {r["request_id"]: r for r in tries if r["accepted"] and r["role"] in ANSWERS}
     money = sum(r["retail_usd"] or 0.0 for r in tries)
     routes = Counter(row["route"] or "nobody" for row in asked)
     kept = {request for request, row in accepted.items() if row["backend"] == "local"}
-    again = {r["request_id"]: bool(r["passed"]) for r in judged if r["source"] in AUDITS and r["passed"] is not None}
+    people = [r for r in judged if r["source"] in PEOPLE and r["passed"] is not None]
+    people.sort(key=lambda r: (-PEOPLE.index(r["source"]), r["ts"]))  # the last word of whoever ranks highest counts
+    again = {r["request_id"]: bool(r["passed"]) for r in people}
     looked = [again[request] for request in kept if request in again]
     wrong = looked.count(False)
     return {
@@ -48,7 +50,7 @@ def _reasons(asked: Any, tries: Any, judged: Any) -> Counter[str]:
     supplied = {r["request_id"] for r in tries if r["backend"] != "local"}
     failed: dict[str, list[str]] = {}
     for row in judged:
-        if row["passed"] is not None and not row["passed"] and row["source"] not in AUDITS:
+        if row["passed"] is not None and not row["passed"] and row["source"] == "check":
             failed.setdefault(row["request_id"], []).append(f"check {row['check']}")
     found: Counter[str] = Counter()
     for row in asked:

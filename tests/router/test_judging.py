@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 
-from baseload.router import RequestContext
 from baseload.wire.chat import ChatRequest, Event, Extras, Failure, Finish, Message, SamplingParams, Text, TextDelta, Usage
 from baseload.wire.errors import EgressDenied, ModelNotFound
 
-from .test_placement_and_plan import AWAY, router_of
+from .routed import AWAY, router_of, run
 
 JUDGE = {"type": "judge", "rubric": "It is polite.", "model": AWAY}
 
@@ -21,11 +20,6 @@ def ask(*checks: Any, model: str = "auto", **extras: Any) -> ChatRequest:
 
 def grade(score: Any, why: str = "because") -> list[Event]:
     return [TextDelta(json.dumps({"score": score, "why": why}), tokens=9), Usage(100, 9), Finish("stop")]
-
-
-async def run(router: Any, request: ChatRequest) -> tuple[Any, list[Event]]:
-    handling = await router.handle(request, RequestContext("req_1"))
-    return handling, [event async for event in handling.events]
 
 
 async def test_a_good_mark_keeps_the_answer_and_is_charged(ledger: Any):

@@ -127,6 +127,9 @@ class ScriptedLedger:
     def request(self, request_id: str) -> dict[str, Any] | None:
         return self.requests.get(request_id)
 
+    def feedback(self, request_id: str, **said: Any) -> bool:
+        raise NotImplementedError
+
     def add(self, row: Any) -> None:
         self.rows.append(row)
 

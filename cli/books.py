@@ -1,0 +1,38 @@
+"""What the commands that read the books share: which ledger, since when, and in what form."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Annotated
+
+import typer
+
+from .common import ledger_url
+
+UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def _seconds(text: str) -> float:
+    """`90m`, `24h`, `7d` in seconds."""
+    match = re.fullmatch(r"(\d+)([mhdw])", text)
+    if match is None:
+        raise typer.BadParameter("write a number and m, h, d or w, as in 24h")
+    return int(match[1]) * UNITS[match[2]]
+
+
+Db = Annotated[str | None, typer.Option(help="The ledger: a file or sqlite:///PATH; else the configured one.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Since = Annotated[float | None, typer.Option(parser=_seconds, help="Only the last 24h, 7d, ...", metavar="TIME")]
+
+
+def begins(since: float | None) -> float:
+    """When the last `since` seconds began, in seconds since the epoch; the beginning of time where nothing was said."""
+    return time.time() - since if since else 0.0
+
+
+def ledger_at(db: str | None) -> str:
+    """A ledger's URL."""
+    if db is None:
+        return ledger_url()
+    return db if "://" in db else f"sqlite:///{db}"
