@@ -135,7 +135,7 @@ class Ledger:
             "ts": time.time(),
         }
         self.flush()  # the request may have ended a moment ago
-        row = outcomes.feedback_row(self.engine, request_id, **given, ts=time.time())
+        row = outcomes.feedback_row(self.engine, request_id, **given)
         if row is not None:
             self.add(row)
             self.flush()
