@@ -151,13 +151,13 @@ class Upstream:
 
 @asynccontextmanager
 async def upstream(
-    *scripts: tuple[bytes, str], protocol: str = "openai_chat"
+    *scripts: tuple[bytes, str], protocol: str = "openai_chat", patience_s: float = 0.3
 ) -> AsyncGenerator[tuple[Upstream, HttpBackend], None]:
     source = Upstream(list(scripts))
     server = await asyncio.start_server(source.serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     url = f"http://127.0.0.1:{port}/v1"
-    at = Connection("acme", url, protocol, first_byte_s=0.3, connect_s=0.3, between_bytes_s=0.3)
+    at = Connection("acme", url, protocol, first_byte_s=patience_s, connect_s=patience_s, between_bytes_s=patience_s)
     backend = HttpBackend(at, [ModelInfo("acme/big", 9000, local=False)], Egress(frozenset(), nobody))
     try:
         yield source, backend
