@@ -105,7 +105,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._enter("head")
+        if self._part == "idle":  # the second of two messages in one read; the first's bytes are being counted already
+            self._enter("head")
 
     def on_headers_complete(self) -> None:
         if sum(len(name) + len(value) + 4 for name, value in self.headers) + len(self.url) > self.limits.header_bytes:

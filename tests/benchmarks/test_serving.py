@@ -123,7 +123,7 @@ async def test_a_duration_ends_the_sending(fake: Any):
     fake.first_s = 0.01
     row = (await run(options(fake, duration_s=0.2, requests=1))).rows[0]
     assert row.ok == row.requests > 2
-    assert row.duration_s >= 0.2
+    assert row.duration_s > 0.19  # from the first sending, a little after the clock that ends it was started
 
 
 async def test_an_open_loop_sends_on_however_busy_the_server_is_and_counts_from_the_due_time(fake: Any):

@@ -135,7 +135,8 @@ async def test_64_streams_over_all_faults(ledger: Ledger, protocol: str, client:
         async with asyncio.timeout(40):
             answers = await asyncio.gather(*[post(app, path, body) for _ in range(64)])
     outcomes = [how(text) if status == 200 else "refused" for status, text, _ in answers]
-    assert set(outcomes) == {"whole", "failed", "refused"}, outcomes
+    # What fails early gets a status of its own, what fails later an error in the stream: which of them is a matter of load.
+    assert {"whole"} < set(outcomes) <= {"whole", "failed", "refused"}, outcomes
     for status, text, _ in answers:
         assert status == 200 or (status in (429, 502, 503) and json.loads(text))
     ledger.flush()

@@ -221,7 +221,9 @@ def test_framing_counts_as_well(port):
     extension = b"1;" + b"a" * 3000 + b"\r\n \r\n"
     assert statuses(exchange(port, HEAD + b"Transfer-Encoding: chunked\r\n\r\n", *[extension * 10] * 10)) == [413]
     trailers = b"0\r\n" + b"X: " + b"a" * 200_000
-    assert statuses(exchange(port, HEAD + b"Transfer-Encoding: chunked\r\n\r\n", trailers)) == [413]
+    head = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+    assert statuses(exchange(port, head, trailers)) == [413]
+    assert statuses(exchange(port, head + trailers)) == [413]  # which may be one read: its start is not forgotten
 
 
 def test_a_chunked_body_is_read_and_its_trailers_are_not_headers(port):
