@@ -249,6 +249,11 @@ def _meaning(request: ChatRequest) -> dict[str, Any]:
         choice = {"type": "tool", **request.tool_choice} if named else {"type": kinds[request.tool_choice]}  # pyright: ignore
         serial = not request.parallel_tool_calls and request.tool_choice != "none"
         body["tool_choice"] = choice | ({"disable_parallel_tool_use": True} if serial else {})
+    output: dict[str, Any] = {}
     if request.response_format.kind == "json_schema":
-        body["output_config"] = {"format": {"type": "json_schema", "schema": dict(request.response_format.schema or {})}}
+        output["format"] = {"type": "json_schema", "schema": dict(request.response_format.schema or {})}
+    if request.effort not in (None, "none"):  # without the field a model doesn't think
+        output["effort"] = "low" if request.effort == "minimal" else request.effort
+    if output:
+        body["output_config"] = output
     return json.loads(json.dumps(body))

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .anthropic_content import arguments
+from .calls_in_turn import CallsInTurn
 from .chat import (
     ChatRequest,
     Event,
@@ -72,6 +73,7 @@ class StreamRenderer:
         self._id, self._model = id, model
         self._usage = Usage(0, 0)
         self._begun = self._ended = False
+        self._turns = CallsInTurn()
         self._open: str | None = None  # the kind of block being written, with a call's number
         self._block = -1
         self._signature = ""
@@ -85,6 +87,9 @@ class StreamRenderer:
 
     def events(self, event: Event) -> list[dict[str, Any]]:
         """The chunks that `event` brings."""
+        return [chunk for one in self._turns.feed(event) for chunk in self._chunks(one)]
+
+    def _chunks(self, event: Event) -> list[dict[str, Any]]:
         match event:
             case Usage():
                 self._usage = event

@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from .chat import ChatRequest, Event
+from .chat import ChatRequest, Effort, Event
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,7 @@ class ModelInfo:
     local: bool = True
     tools: bool = False
     vision: bool = False
+    efforts: tuple[Effort, ...] = ()  # that a request may ask of it; empty: it knows no such field
     created: int = 0  # unix seconds
 
 

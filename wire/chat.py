@@ -6,11 +6,12 @@ and M model sources never meet. Ranges of numbers are checked by the protocol's 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 Effort = Literal["none", "minimal", "low", "medium", "high", "max"]  # of reasoning; none: the model shall not reason
+EFFORTS: tuple[Effort, ...] = get_args(Effort)  # the least first
 
 
 # --------------------------------------------------------------------------------------------- what a client asks

@@ -9,13 +9,13 @@ import math
 import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
 
 from .backend import ModelInfo
-from .chat import ChatRequest, Event, Failure, Finish
+from .chat import EFFORTS, ChatRequest, Effort, Event, Failure, Finish
 from .egress import NETWORK_ERRORS, Egress, Response, Session, what_broke
 from .errors import BaseloadError
 from .protocols import PROTOCOLS
@@ -88,7 +88,9 @@ class HttpBackend:
 
     async def _call(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
         of = self.connection
-        body = self._protocol.request(request, request.model, of.drop_fields)
+        known = next((info.efforts for info in self._models if info.id in (request.model, f"{of.name}/{request.model}")), ())
+        asked = replace(request, effort=nearest(request.effort, known))
+        body = self._protocol.request(asked, request.model, of.drop_fields)
         headers = {**self._protocol.headers(of.api_key), **(of.headers or {}), "idempotency-key": uuid.uuid4().hex}
         headers["content-type"] = "application/json"
         url = of.base_url.rstrip("/") + self._protocol.path(request.model)
@@ -223,3 +225,12 @@ def _seconds(text: str | None) -> float | None:
 
 def _broken(message: str) -> Failure:
     return Failure(message, 502, "server_error", "upstream_error", retryable=True)
+
+
+def nearest(effort: Effort | None, known: Sequence[Effort]) -> Effort | None:
+    """Of the efforts that a model knows, the one asked for or the next below; the least where all are above."""
+    if effort is None or not known:
+        return None
+    ranked: list[Effort] = [e for e in EFFORTS if e in known]
+    below: list[Effort] = [e for e in ranked if EFFORTS.index(e) <= EFFORTS.index(effort)]
+    return below[-1] if below else ranked[0]

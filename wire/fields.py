@@ -10,7 +10,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from .chat import Extras, Image, ResponseFormat, SamplingParams, ToolSpec
+from .chat import EFFORTS as RANKED
+from .chat import Effort, Extras, Image, ResponseFormat, SamplingParams, ToolSpec
 from .errors import BadRequest
 
 MAX_SCHEMA_BYTES, MAX_SCHEMA_DEPTH = 256 << 10, 64
@@ -19,6 +20,10 @@ MAX_IMAGE_BYTES = 20 << 20
 NAMED, MAX_NAME = ("data_class", "task", "session"), 128  # words in `baseload`
 MAX_DESCRIPTION = 65_536  # characters of a tool's description
 NAMES = {str: "a string", bool: "true or false", list: "a list", dict: "an object", int: "an integer", float: "a number"}
+
+# As OpenAI's protocols call them; what one of tomorrow is called means nothing here.
+EFFORTS: dict[str, Effort] = {**{effort: effort for effort in RANKED}, "xhigh": "max"}
+EFFORT_NAMES: dict[Effort, str] = {effort: "xhigh" if effort == "max" else effort for effort in RANKED}
 
 
 def bad(param: str, reason: str) -> BadRequest:

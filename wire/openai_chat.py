@@ -32,7 +32,7 @@ PROTOCOL = "openai_chat"
 DONE = "[DONE]"
 MAX_MESSAGES = 10_000
 # Fields that only some suppliers use; of the wrong type they are refused here all the same.
-UNUSED = {"metadata": dict, "prediction": dict, "store": bool, "service_tier": str, "reasoning_effort": str}
+UNUSED = {"metadata": dict, "prediction": dict, "store": bool, "service_tier": str}
 FINISH_REASONS = ("stop", "length", "tool_calls", "content_filter")
 FAILED = ("error", "abort", "cancelled")  # how some servers end an answer that they could not finish
 
@@ -56,6 +56,7 @@ def parse_request(body: Mapping[str, Any]) -> ChatRequest:
         tool_choice=fields.tool_choice(body, specs),
         parallel_tool_calls=read(body, "parallel_tool_calls", bool, True),
         response_format=fields.response_format(body),
+        effort=fields.EFFORTS.get(read(body, "reasoning_effort", str, "")),
         stream=read(body, "stream", bool, False),
         include_usage=include_usage,
         continuous_usage=continuous,
@@ -273,6 +274,7 @@ def _meaning(request: ChatRequest) -> dict[str, Any]:
         "frequency_penalty": p.frequency_penalty,
         "logit_bias": {str(k): v for k, v in p.logit_bias},
         "user": request.user,
+        "reasoning_effort": fields.EFFORT_NAMES.get(request.effort) if request.effort else None,
         "tools": [_tool_object(t) for t in request.tools],
     }
     body |= {name: value for name, value in optional.items() if value not in (None, [], {}, 0.0)}

@@ -11,7 +11,6 @@ from typing import Any
 from . import fields
 from .chat import (
     ChatRequest,
-    Effort,
     Event,
     Finish,
     Message,
@@ -35,9 +34,6 @@ __all__ = [
 
 PROTOCOL = "openai_responses"
 PING = b'event: ping\ndata: {"type":"ping"}\n\n'  # a comment would not keep Codex waiting
-EFFORTS: dict[str, Effort] = {
-    "none": "none", "minimal": "minimal", "low": "low", "medium": "medium", "high": "high", "xhigh": "max", "max": "max",
-}  # fmt: skip
 render_response = render_whole
 
 # --------------------------------------------------------------------------------------------- a client's request, read
@@ -69,7 +65,7 @@ def parse_request(body: Mapping[str, Any], earlier: Sequence[Message] = ()) -> C
         tool_choice=parse_tool_choice(body, specs),
         parallel_tool_calls=read(body, "parallel_tool_calls", bool, True),
         response_format=_format(body),
-        effort=EFFORTS.get(read(reasoning, "effort", str, "", at="reasoning.")),
+        effort=fields.EFFORTS.get(read(reasoning, "effort", str, "", at="reasoning.")),
         stream=read(body, "stream", bool, False),
         include_usage=True,
         user=read(body, "user", str) or read(body, "safety_identifier", str),
@@ -136,7 +132,7 @@ def _meaning(request: ChatRequest) -> dict[str, Any]:
         "max_output_tokens": p.max_tokens,
         "temperature": p.temperature if p.temperature != 1 else None,
         "top_p": p.top_p if p.top_p != 1 else None,
-        "reasoning": {"effort": "xhigh" if request.effort == "max" else request.effort} if request.effort else None,
+        "reasoning": {"effort": fields.EFFORT_NAMES[request.effort]} if request.effort else None,
         "user": request.user,
     }
     body |= {name: value for name, value in optional.items() if value is not None}

@@ -6,6 +6,7 @@ from typing import Any
 
 import orjson
 
+from .calls_in_turn import CallsInTurn
 from .chat import ChatRequest, Event, Failure, Finish, ReasoningDelta, TextDelta, ToolCall, ToolCallDelta, Usage
 from .responses_items import call_item
 
@@ -71,6 +72,7 @@ class StreamRenderer:
         self._call = ToolCall("", "", "")
         self._before = b""  # of a plain text's event
         self._begun = self._ended = False
+        self._turns = CallsInTurn()
 
     def plain(self, event: Event) -> bytes | None:
         """The SSE event of one that is mere text; None for any other: ask `events`."""
@@ -82,6 +84,9 @@ class StreamRenderer:
 
     def events(self, event: Event) -> list[dict[str, Any]]:
         """The chunks that `event` brings."""
+        return [chunk for one in self._turns.feed(event) for chunk in self._chunks(one)]
+
+    def _chunks(self, event: Event) -> list[dict[str, Any]]:
         match event:
             case Usage():
                 self._usage = event

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ...wire.backend import Backend, ModelInfo
+from ...wire.chat import EFFORTS
 from ...wire.client import Connection
 from ...wire.errors import BaseloadError
 from ...wire.protocols import PROTOCOLS
@@ -116,12 +117,16 @@ def parse_profile(name: str, table: Mapping[str, Any]) -> SupplierProfile:
 
 
 def _model(supplier: str, table: Any) -> ModelInfo:
-    known = {"id", "context_length", "tools", "vision"}
+    known = {"id", "context_length", "tools", "vision", "efforts"}
+    abilities = "tools, vision and efforts"
     if not isinstance(table, dict) or not {"id", "context_length"} <= set(table) <= known:
-        raise SupplierError(f"supplier {supplier}: a model has the keys id and context_length, and may have tools and vision")
+        raise SupplierError(f"supplier {supplier}: a model has the keys id and context_length, and may have {abilities}")
     for key, kind in {"id": str, "context_length": int, "tools": bool, "vision": bool}.items():
         if key in table and type(table[key]) is not kind:
             raise SupplierError(f"supplier {supplier}: a model's {key} must be of type {kind.__name__}")
+    efforts = table.get("efforts", ())
+    if not isinstance(efforts, list | tuple) or not set(efforts) <= set(EFFORTS):
+        raise SupplierError(f"supplier {supplier}: a model's efforts must be a list of {', '.join(EFFORTS)}")
     if not table["id"] or table["context_length"] < 1:
         raise SupplierError(f"supplier {supplier}: a model needs a name and at least one token of context")
     return ModelInfo(
@@ -131,6 +136,7 @@ def _model(supplier: str, table: Any) -> ModelInfo:
         local=False,
         tools=table.get("tools", False),
         vision=table.get("vision", False),
+        efforts=tuple(efforts),
     )
 
 

@@ -261,6 +261,10 @@ def test_tools_of_three_kinds():
 def test_efforts_and_formats():
     assert parse_request(body(thinking={"type": "disabled"})).effort == "none"
     assert parse_request(body(thinking={"type": "adaptive"}, output_config={"effort": "high"})).effort == "high"
+    asked = ChatRequest("m", (Message("user", (Text("hi"),)),), effort="high", protocol="openai_chat")
+    assert render_request(asked, "m")["output_config"] == {"effort": "high"}
+    assert parse_request(render_request(asked, "m")).effort == "high"
+    assert "output_config" not in render_request(replace(asked, effort="none"), "m")
     form = {"type": "json_schema", "schema": {"type": "object"}}
     assert parse_request(body(output_config={"format": form})).response_format.schema == {"type": "object"}
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from baseload.wire.backend import ModelInfo
 from baseload.wire.chat import ChatRequest, Event, Failure, Finish, Message, Text, TextDelta
 from baseload.wire.client import Connection, HttpBackend
 from baseload.wire.egress import Egress, EgressRecord
@@ -301,3 +302,37 @@ async def test_without_a_record_there_is_no_call_and_one_failure(error: Exceptio
     monkeypatch.setattr("aiohttp.ThreadedResolver.resolve", never)
     failure = only_failure(await collect(backend("http://supplier.invalid", Egress(frozenset({"supplier.invalid"}), write))))
     assert failure.status == (503 if isinstance(error, Unavailable) else 500) and "bug" not in failure.message
+
+
+# ------------------------------------------------------------------------------------------------- how much it shall think
+
+
+@pytest.mark.parametrize(
+    ("known", "asked", "told"),
+    [
+        (("low", "high"), "medium", "low"),
+        (("low", "high"), "max", "high"),
+        (("low", "high"), "none", "low"),
+        (("none", "high"), "minimal", "none"),
+        ((), "high", None),
+        (("low",), None, None),
+    ],
+)
+async def test_an_effort_is_one_that_the_model_knows(known, asked, told):
+    seen: list[dict[str, Any]] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+        seen.append(json.loads(await reader.readexactly(int(head.partition("content-length:")[2].split("\r\n")[0]))))
+        writer.write(reply(200, ANSWER))
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        info = ModelInfo("acme/big", 100, local=False, efforts=known)
+        source = HttpBackend(Connection("acme", url), [info], Egress(frozenset(), unasked))
+        async for _ in source.generate(replace(REQUEST, effort=asked)):
+            pass
+        await source.close()
+    assert seen[0].get("reasoning_effort") == told
