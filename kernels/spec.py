@@ -63,6 +63,7 @@ class StepBatch:
     logit_rows: NDArray[np.int32]  # [L] indices into T whose logits are wanted
     full_logits: NDArray[np.bool_]  # [L] whether the whole row of logits is wanted; else its largest only
     page_size: int
+    wants_states: bool = False  # what goes into the output head, of all of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +73,11 @@ class StepOutput:
     best: NDArray[np.int32]  # [L] index of each row's largest logit, the lowest index among equals; any, if not finite
     finite: NDArray[np.bool_]  # [L] whether that largest is finite and the row has no NaN
     logits: NDArray[np.float32]  # [L, vocab]; a row is filled only where batch.full_logits
+    states: NDArray[np.float32] | None = None  # [L, hidden] after the final norm, where batch.wants_states
 
     @classmethod
-    def of(cls, logits: NDArray[np.float32]) -> "StepOutput":
+    def of(cls, logits: NDArray[np.float32], states: NDArray[np.float32] | None = None) -> "StepOutput":
         """From all logits [L, vocab]."""
         best = logits.argmax(1)  # a NaN counts as the largest, so it is found here too
         finite = np.isfinite(logits[np.arange(len(best)), best])
-        return cls(best.astype(np.int32), finite, logits)
+        return cls(best.astype(np.int32), finite, logits, states)

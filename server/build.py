@@ -21,6 +21,7 @@ from ..runtime.engine import Engine, EngineConfig
 from ..runtime.loading import Loader, LoadOptions
 from ..runtime.local_backend import LocalBackend
 from ..runtime.models.encoder import is_encoder
+from ..runtime.pooled_embedder import PooledEmbedder
 from ..runtime.shelf import Shelf
 from ..runtime.store import default_root
 from ..wire.backend import Backend
@@ -54,6 +55,7 @@ async def build_services(settings: Settings, files: Sequence[tuple[str, Path]]) 
     shelf: Shelf[Engine] = Shelf(settings.engine.memory_mb << 20)
     local: list[LocalBackend] = []
     embedders: dict[str, Embedder] = {}
+    pooled: dict[str, PooledEmbedder] = {}
     remote: dict[str, tuple[SupplierProfile, Backend]] = {}
     clients: list[HttpBackend] = []
     routers: list[Router] = []
@@ -84,6 +86,7 @@ async def build_services(settings: Settings, files: Sequence[tuple[str, Path]]) 
             wishes = known.sampling if known else None
             lend = partial(shelf.lend, name)
             most = settings.engine.max_output
+            pooled[name] = PooledEmbedder(opened.model, lend, opened.longest)
             local.append(LocalBackend(opened.model, lend, name, opened.longest, sampling=wishes, max_output=most))
         async with shelf.lend(chat[0][0]):
             pass
@@ -97,7 +100,7 @@ async def build_services(settings: Settings, files: Sequence[tuple[str, Path]]) 
     except BaseException:
         await close()
         raise
-    return Services(router, ledger, lambda: shelf.loaded, embedders, jobs, close)
+    return Services(router, ledger, lambda: shelf.loaded, embedders | pooled, jobs, close)
 
 
 def _waiting(shelf: Shelf[Engine]) -> int:

@@ -150,5 +150,6 @@ class Life:
 def models_of(request: Request) -> list[ModelInfo]:
     """All models that may be asked for, encoders too. Raises Unavailable."""
     services = request.app.state.life.require()
-    encoders = (ModelInfo(name, one.longest) for name, one in services.embedders.items())
-    return [*services.router.models(), *encoders]
+    chat = services.router.models()
+    known = {info.id for info in chat}
+    return [*chat, *(ModelInfo(name, one.longest) for name, one in services.embedders.items() if name not in known)]

@@ -78,7 +78,7 @@ class Batch(ctypes.Structure):
     _fields_ = (
         *((n, c_int32) for n in ("n_tokens", "n_rows", "n_logits", "pages_wide")),
         *((n, c_void_p) for n in ("tokens", "positions", "row_starts", "page_tables", "logit_rows", "slots")),
-        *((n, c_void_p) for n in ("full_logits", "best", "finite", "logits")),
+        *((n, c_void_p) for n in ("full_logits", "best", "finite", "logits", "states")),
     )
 
 

@@ -73,6 +73,7 @@ void norm_last(const Model* m, const LayerDesc& layer, int i) {
   const int64_t at = (int64_t)m->batch.logit_rows[i] * d.hidden;
   const NormArgs args = {m->x + at, m->branch + at, layer.post_mlp_norm, d.norm, d.norm_eps, d.hidden};
   m->ops->norm(&args, &into_head(m), i);
+  if (m->batch.states) memcpy(m->batch.states + (int64_t)i * d.hidden, m->x + at, 4 * (size_t)d.hidden);
 }
 
 // Keys into [16 keys][2 dims] blocks, values into [2 keys] pairs: see attention.inc.

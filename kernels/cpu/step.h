@@ -38,4 +38,5 @@ struct BatchDesc {  // kernels/spec.py's StepBatch
   int32_t* best;
   uint8_t* finite;
   float* logits;  // [n_logits][vocab]; null if none is wanted
+  float* states;  // [n_logits][hidden], before the final norm; null likewise
 };

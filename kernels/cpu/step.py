@@ -125,6 +125,7 @@ class NativeStep:
         assert all(weight.layout == layout_of(isa) for weight in weights.linears.values())
         self.pages = np.zeros((n_pages, page_bytes(spec, page_size)), np.uint8)  # memory that is never used is never touched
         self._kept: list[Any] = [weights]  # what the C side points to
+        self._last_norm = weights.vectors["norm"]
         self._logits = np.empty((0, spec.vocab), np.float32)
         ropes = _Ropes(spec, n_positions)
         self._kept.append(ropes)
@@ -158,6 +159,7 @@ class NativeStep:
         if n > len(self._logits):
             self._logits = np.empty((n, self.spec.vocab), np.float32)  # rows that nobody asks for are never touched
         logits = self._logits[:n]
+        states = np.empty((n, self.spec.hidden), np.float32) if batch.wants_states else None
         desc = native.Batch(
             len(batch.tokens),
             len(batch.context_lens),
@@ -165,10 +167,15 @@ class NativeStep:
             batch.page_tables.shape[1],
             *(_at(getattr(batch, name)) for name in ("tokens", "positions", "row_starts", "page_tables")),
             *(_at(part) for part in (batch.logit_rows, batch.slots, batch.full_logits, best, finite, logits)),
+            None if states is None else _at(states),
         )
         if self._library.bl_step(self._model, ctypes.byref(desc)):
             raise MemoryError("no memory for a step of the model")
-        return StepOutput(best, finite, logits)
+        return StepOutput(best, finite, logits, None if states is None else self._normed(states))
+
+    def _normed(self, states: Array) -> Array:
+        """The final norm, in float32."""
+        return states / np.sqrt(np.mean(states * states, 1, keepdims=True) + self.spec.norm_eps) * self._last_norm
 
     def times(self) -> dict[str, float]:
         """Seconds that each part of a step has taken so far; a part includes the norm and quantisation after it."""

@@ -38,6 +38,7 @@ def build_batch(plan: Plan, page_size: int) -> StepBatch:
         logit_rows=logit_rows,
         full_logits=np.repeat(np.fromiter((s.wants_logits for s, _ in plan), np.bool_, n_rows), wanted),
         page_size=page_size,
+        wants_states=any(s.request.wants_state for s, _ in plan),
     )
 
 

@@ -4,6 +4,8 @@ import logging
 import secrets
 from typing import Protocol
 
+import numpy as np
+
 from ...kernels.spec import StepBatch, StepOutput
 from ...wire.chat import Failure, TokenLogprob
 from ...wire.errors import BadRequest, ContextLengthExceeded
@@ -157,6 +159,8 @@ class EngineCore:
     def _emit(self, sequence: Sequence, result: StepOutput, row: int) -> tuple[str, TokenOutput]:
         """Sample from `row` on: the token that is due, and one more for each guess that it proves right."""
         known, guessed, outputs = len(sequence.tokens), sequence.guessed, []
+        if sequence.request.wants_state:
+            return self._emit_state(sequence, result, row)
         try:
             for i in range(1 + len(guessed)):
                 chosen = sample(result, row + i, sequence, self._end_ids)
@@ -179,6 +183,19 @@ class EngineCore:
         if output.is_last:
             self._forget(sequence)
         return sequence.request.id, output
+
+    def _emit_state(self, sequence: Sequence, result: StepOutput, row: int) -> tuple[str, TokenOutput]:
+        assert result.states is not None
+        state = result.states[row].copy()
+        if not np.isfinite(state).all():
+            return self._fail(sequence, BROKEN)
+        self.cache.advance(sequence, len(sequence.tokens) - sequence.computed)
+        self.cache.save(sequence)
+        self.prompt_tokens += sequence.n_prompt
+        self.prefix_hit_tokens += sequence.cached_tokens
+        self._forget(sequence)
+        prompt, cached = sequence.n_prompt, sequence.cached_tokens
+        return sequence.request.id, TokenOutput(finish="stop", state=state, prompt_tokens=prompt, cached_tokens=cached)
 
     def _take(self, sequence: Sequence, chosen: Sampled) -> TokenOutput:
         """The sequence with its new token, and what that means for the client."""

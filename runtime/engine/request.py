@@ -4,6 +4,9 @@ from array import array
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ...wire.chat import Failure, FinishReason, SamplingParams, TokenLogprob
 from .detokenize import Detokenizer
 from .grammar import Grammar
@@ -22,6 +25,7 @@ class GenerationRequest:
     choice: int = 0
     cache_salt: str = ""
     grammar: Grammar | None = None  # of this answer alone
+    wants_state: bool = False  # no answer, but what the model makes of the prompt's last token
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,7 @@ class TokenOutput:
     prompt_tokens: int = 0
     cached_tokens: int = 0  # of the prompt, not computed again
     device_seconds: float | None = None  # of the last output: the sequence's share of all its steps
+    state: NDArray[np.float32] | None = field(default=None, compare=False)  # [hidden], where the request wanted it
 
     @property
     def is_last(self) -> bool:

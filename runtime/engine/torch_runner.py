@@ -28,7 +28,9 @@ class TorchRunner:
 
     def run(self, batch: StepBatch) -> StepOutput:
         """See ModelRunner.run."""
-        return StepOutput.of(self._decoder.forward(batch, self._pool).cpu().numpy())
+        states = self._decoder.states(batch, self._pool)
+        kept = states.float().cpu().numpy() if batch.wants_states else None
+        return StepOutput.of(self._decoder.logits(states).cpu().numpy(), kept)
 
     def close(self) -> None:
         """See DescribedRunner.close. Python lets them go with the runner."""

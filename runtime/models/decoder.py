@@ -102,6 +102,14 @@ class Decoder:
     @torch.inference_mode()
     def forward(self, batch: StepBatch, kv: KvPool) -> torch.Tensor:
         """Write the batch's keys and values into `kv` and return logits [L, vocab] float32 for its `logit_rows`."""
+        return self.logits(self.states(batch, kv))
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """[L, vocab] float32 from [L, hidden]."""
+        return self._ops.softcap(self._ops.linear(states, self._head).float(), self.spec.final_softcap)
+
+    def states(self, batch: StepBatch, kv: KvPool) -> torch.Tensor:
+        """Write the batch's keys and values into `kv` and return [L, hidden], after the final norm, for its `logit_rows`."""
         ops, eps = self._ops, self.spec.norm_eps
         tables = self._tables(batch, kv)
         x = ops.embed(self._put(batch.tokens), self._embed, self.spec.embed_scale)
@@ -110,8 +118,7 @@ class Decoder:
             h = ops.add_rms_norm(x, self._attention(h, layer, of, pool, tables), layer.mlp_norm, eps)
             following = self._layers[i + 1].attn_norm if i + 1 < len(self._layers) else self._norm
             h = ops.add_rms_norm(x, self._mlp(h, layer), following, eps)
-        logits = ops.linear(h.index_select(0, self._put(batch.logit_rows)), self._head).float()
-        return ops.softcap(logits, self.spec.final_softcap)
+        return h.index_select(0, self._put(batch.logit_rows))
 
     def _attention(self, h: torch.Tensor, layer: Layer, of: LayerSpec, pool: torch.Tensor, tables: StepTables) -> torch.Tensor:
         """[T, hidden] to [T, hidden]; this step's keys and values are written before anybody reads."""

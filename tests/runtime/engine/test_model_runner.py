@@ -175,8 +175,13 @@ def test_the_native_step_says_what_the_unrounded_decoder_says(name, request, pag
     ids = model.tokenizer.encode(TEXT * 30, specials=False)[:640]
     pool = Pool(2)
     runners = NativeRunner(model, 20, 32, pool), TorchRunner(model, 20, 32)
-    ours, exact = (runner.run(pages(20, 32).step([(row(ids), 640)])).logits[0].copy() for runner in runners)
+    batches = [replace(pages(20, 32).step([(row(ids), 640)]), wants_states=True) for _ in runners]
+    native, torchs = (runner.run(batch) for runner, batch in zip(runners, batches, strict=True))
+    ours, exact = native.logits[0], torchs.logits[0]
     assert (ours - exact).std() < 0.1 * exact.std() and ours.argmax() == exact.argmax()
+    assert native.states is not None and torchs.states is not None
+    ours, exact = native.states[0], torchs.states[0]
+    assert ours @ exact / np.linalg.norm(ours) / np.linalg.norm(exact) > 0.995
     runners[0].close()
     pool.close()
 

@@ -231,6 +231,16 @@ def test_whole_prompts_at_once(family, pages, row, seed):
     close(decoder.forward(batch, pool(decoder, 24, 4)), np.concatenate(expected))
 
 
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_what_goes_into_the_head(name, pages, row):
+    model, spec = tiny(name)
+    prompt = np.random.default_rng(8).integers(0, VOCAB, 23).tolist()
+    with torch.inference_mode():
+        theirs = model(torch.tensor([prompt]), output_hidden_states=True).hidden_states[-1][0, -1:].numpy()
+    decoder = Decoder(spec, DictWeights(neutral(model)))
+    close(decoder.states(pages(8, 4).step([(row(prompt), 23)]), pool(decoder, 8, 4)), theirs)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_rows_cut_and_mixed_at_random(family, pages, row, seed):
     """Each step takes some of the rows and a random number of their tokens: decode rows, chunks and whole prompts mix."""
