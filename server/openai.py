@@ -46,7 +46,7 @@ async def get_model(request: Request, name: str) -> Response:
     """One of them."""
     for info in models_of(request):
         if info.id == name:
-            return json_reply(_model(info))
+            return json_reply(google.model_object(info) if "x-goog-api-key" in request.headers else _model(info))
     raise ModelNotFound("There is no such model.", param="model")
 
 

@@ -113,6 +113,11 @@ BODIES: Mapping[str, Schema] = {
     "/v1beta/models/{name}:generateContent": GOOGLES,
     "/v1beta/models/{name}:streamGenerateContent": GOOGLES,
     "/v1beta/models/{name}:countTokens": GOOGLES,
+    "/v1beta/models/{name}:embedContent": (embed := _object(
+        ["content"], content=_object(["parts"], parts=_list(_object(["text"], text=TEXT), 100, 1)),
+        outputDimensionality=_integer(1, 65_536),
+    )),
+    "/v1beta/models/{name}:batchEmbedContents": _object(["requests"], requests=_list(embed, 2048, 1)),
     "/v1/embeddings": _object(
         ["model", "input"], model=MODEL, input={"anyOf": [TEXT, _list(TEXT, 2048, 1), IDS | {"minItems": 1}]},
         encoding_format={"enum": ["float", "base64", None]}, dimensions=_integer(1, 65_536), user=WORD,
@@ -138,7 +143,15 @@ BODIES: Mapping[str, Schema] = {
 }  # fmt: skip
 STREAMED = ("/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", ":streamGenerateContent")
 # What its clients write behind a model's name.
-METHODS = {"/v1beta/models/{name}": (":generateContent", ":streamGenerateContent", ":countTokens")}
+METHODS = {
+    "/v1beta/models/{name}": (
+        ":generateContent",
+        ":streamGenerateContent",
+        ":countTokens",
+        ":embedContent",
+        ":batchEmbedContents",
+    )
+}
 WORDS = {"code": {"type": ["string", "integer", "null"]}, "message": {"type": "string"}, "type": WORD}
 ERRORS = {
     "Anthropic": _object(["type", "error"], type={"const": "error"}, error=_object(["type", "message"], **WORDS)),

@@ -70,14 +70,19 @@ def _input(value: Any, at: str) -> Input:
 
 
 def render_embeddings(request: EmbeddingRequest, vectors: NDArray[np.float32], tokens: int) -> dict[str, Any]:
-    """The answer; vectors that are cut are brought back to length 1."""
-    if request.dimensions is not None:
-        vectors = vectors[:, : request.dimensions]
-        vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    little = np.ascontiguousarray(vectors, "<f4")
+    """The answer."""
+    little = np.ascontiguousarray(shortened(request, vectors), "<f4")
     shown = [b64encode(v.tobytes()).decode() for v in little] if request.as_base64 else little.tolist()
     data = [{"object": "embedding", "index": i, "embedding": value} for i, value in enumerate(shown)]
     return {"object": "list", "data": data, "model": request.model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
+
+
+def shortened(request: EmbeddingRequest, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The vectors as long as was asked; those that are cut are brought back to length 1."""
+    if request.dimensions is None:
+        return vectors
+    vectors = vectors[:, : request.dimensions]
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def parse_rerank(body: Mapping[str, Any]) -> RerankRequest:

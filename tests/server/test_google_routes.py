@@ -1,9 +1,22 @@
 """Google's routes as its own SDK uses them."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import httpx2
+import numpy as np
 import pytest
 from google import genai
 from google.genai import errors, types
+
+
+class Letters:
+    """A vector says whether a text begins with a."""
+
+    longest = 16
+
+    async def embed(self, inputs: Sequence[Any]) -> tuple[Any, int]:
+        return np.array([[text[0] == "a", text[0] != "a"] for text in inputs], np.float32), len(inputs)
 
 
 @pytest.fixture
@@ -25,6 +38,36 @@ def test_models_and_errors(client):
     with pytest.raises(errors.ClientError) as caught:
         client.models.generate_content(model="none", contents="x")
     assert caught.value.code == 404 and caught.value.status == "NOT_FOUND"
+
+
+def test_vectors_and_one_model(serve):
+    server = serve()
+    server.app.state.life.services.embedders["letters"] = Letters()
+    client = genai.Client(api_key="k", http_options=types.HttpOptions(base_url=server.url))
+    made = client.models.embed_content(model="letters", contents=["a", "bb"]).embeddings
+    assert made and [one.values for one in made] == [[1.0, 0.0], [0.0, 1.0]]
+    short = client.models.embed_content(model="letters", contents="a", config={"output_dimensionality": 1}).embeddings
+    assert short and short[0].values == [1.0]
+    assert client.models.get(model="tiny").name == "models/tiny"
+    one = httpx2.post(f"{server.url}/v1beta/models/letters:embedContent", json={"content": {"parts": [{"text": "b"}]}})
+    assert one.json() == {"embedding": {"values": [0.0, 1.0]}}
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ({}, "requests"),
+        ({"requests": [{}]}, "requests[0].content"),
+        ({"requests": [{"content": {"parts": []}}]}, "requests[0].content"),
+        (
+            {"requests": [{"content": {"parts": [{"text": "a"}]}, "outputDimensionality": 0}]},
+            "requests[0].outputDimensionality",
+        ),
+    ],
+)
+def test_a_bad_wish_for_vectors_is_named(serve, body, named):
+    refused = httpx2.post(f"{serve().url}/v1beta/models/tiny:batchEmbedContents", json=body)
+    assert refused.status_code == 400 and named in refused.json()["error"]["message"]
 
 
 def test_a_bad_field_is_named(serve):
