@@ -211,7 +211,7 @@ class Engine:
             now.over = True
             now.wake.notify()
         self._tell_all(now, DRAINED)
-        if now.thread is not None:
+        if now.thread is not None and now.thread.is_alive():  # one that is only about to start finds that it is over
             now.thread.join(CLOSE_S)
         if self._store is not None:
             self._store.close(CLOSE_S)
