@@ -15,6 +15,7 @@ from ..wire.chat import ChatRequest, Event, Failure, Finish, SamplingParams, Tex
 from ..wire.errors import BadRequest, BaseloadError, ContextLengthExceeded, InternalError
 from .engine import Engine, GenerationRequest, GenerationStream, TokenOutput
 from .engine.grammar import Grammar
+from .engine.thought import AfterThought, Marks
 from .grammars import GrammarCompiler
 from .models.answer_parser import AnswerParser
 from .models.model_file import LoadedModel
@@ -115,15 +116,26 @@ class LocalBackend:
             return None
         return await self._grammars.of_format(request.response_format)
 
-    def _parser(self, request: ChatRequest, prompt: Sequence[int], index: int, forced: bool) -> AnswerParser | None:
+    def _thoughtful(self, request: ChatRequest, prompt: Sequence[int]) -> Callable[[Grammar], Grammar | AfterThought]:
+        """A grammar as it holds for this model's answer: after its reasoning, where it may reason."""
+        marks = self._model.template.thought_marks
+        if marks is None or request.prompt is not None or (begun := self._end_of(prompt)).endswith(marks[1]):
+            return lambda grammar: grammar
+        ids = [tuple(self._model.tokenizer.encode(mark, specials=True)) for mark in marks]
+        known = Marks(ids[0], ids[1], marks[1].encode())
+        return lambda grammar: AfterThought(grammar, known, begun=begun.endswith(marks[0]))
+
+    def _end_of(self, prompt: Sequence[int]) -> str:
+        return self._model.tokenizer.decode(prompt[-8:], skip_special=False).rstrip()
+
+    def _parser(self, request: ChatRequest, prompt: Sequence[int], index: int) -> AnswerParser | None:
         """What tells an answer's parts apart; None where it has none."""
         template = self._model.template
         calls = bool(request.tools) and request.tool_choice != "none"
         marks = template.thought_marks
         if request.prompt is not None or not (calls or marks):
             return None
-        begun = self._model.tokenizer.decode(prompt[-8:], skip_special=False).rstrip()
-        in_thought = marks is not None and not forced and begun.endswith(marks[0])
+        in_thought = marks is not None and self._end_of(prompt).endswith(marks[0])
         names = frozenset(tool.name for tool in request.tools)
         return AnswerParser(index, template.dialect if calls else None, names, marks, in_thought)
 
@@ -157,11 +169,12 @@ class LocalBackend:
     async def _answer(
         self, engine: Engine, request: ChatRequest, prompt: Sequence[int], grammar: Grammar | None
     ) -> AsyncGenerator[Event, None]:
-        streams = _submit(engine, replace(request, sampling=self._as_asked(request)), prompt, grammar)
+        thoughtful = self._thoughtful(request, prompt)
+        streams = _submit(engine, replace(request, sampling=self._as_asked(request)), prompt, grammar, thoughtful)
         try:
             for index in range(len(streams) if request.echo else 0):
                 yield TextDelta(self._echo(request, prompt), index)
-            parsers = [self._parser(request, prompt, i, grammar is not None) for i in range(len(streams))]
+            parsers = [self._parser(request, prompt, i) for i in range(len(streams))]
             async with aclosing(_events(streams, parsers)) as events:
                 async for event in events:
                     yield event
@@ -179,13 +192,19 @@ class LocalBackend:
         return request.prompt if isinstance(request.prompt, str) else self._model.tokenizer.decode(prompt)
 
 
-def _submit(engine: Engine, request: ChatRequest, prompt: Sequence[int], grammar: Grammar | None) -> list[GenerationStream]:
+def _submit(
+    engine: Engine,
+    request: ChatRequest,
+    prompt: Sequence[int],
+    grammar: Grammar | None,
+    held: Callable[[Grammar], Grammar | AfterThought],
+) -> list[GenerationStream]:
     """One stream for each choice, or none and an exception."""
     streams: list[GenerationStream] = []
     name = uuid.uuid4().hex
     try:
         for choice in range(request.sampling.n):
-            own = grammar.fork() if grammar else None
+            own = held(grammar.fork()) if grammar else None
             wanted = GenerationRequest(f"{name}-{choice}", prompt, request.sampling, choice, grammar=own)
             streams.append(engine.submit(wanted))
     except BaseloadError:

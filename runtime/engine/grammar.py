@@ -89,13 +89,13 @@ class Grammar:
         numbers end, too."""
         self._is_json = is_json
         self._place = place or _Place()
-        self._matcher, self._vocabulary, self.reserve = matcher, vocabulary, reserve
+        self._matcher, self.vocabulary, self.reserve = matcher, vocabulary, reserve
         self._way: list[int] | None = None  # from here to an end, where known
         self._bits = np.zeros(-(-vocabulary.width // 32), np.int32)
 
     def fork(self) -> "Grammar":
         """The same, for another answer."""
-        return Grammar(self._matcher.deep_copy(), self._vocabulary, self.reserve, replace(self._place), is_json=self._is_json)
+        return Grammar(self._matcher.deep_copy(), self.vocabulary, self.reserve, replace(self._place), is_json=self._is_json)
 
     @property
     def is_over(self) -> bool:
@@ -127,7 +127,7 @@ class Grammar:
         """`token`, or another if the answer could not end within `left` tokens after it, itself included, or if it made a
         number longer that had better end."""
         if self._is_json and self.reserve and self._place.runs_on and self._spelled(token)[:1].isdigit():
-            return token if (way := self._known_way(left)) is None else (way or self._vocabulary.end_ids)[0]
+            return token if (way := self._known_way(left)) is None else (way or self.vocabulary.end_ids)[0]
         if left > self.reserve * (1 + max(0, self._place.depth)):  # to get out takes no longer than to get in and out again
             return token
         way = self._known_way(left)
@@ -137,11 +137,11 @@ class Grammar:
         if way[:1] == [token]:
             return token
         if left == 1 and not way:  # as a number, which could go on for ever: it ends because it may, not for want of tokens
-            return self._vocabulary.end_ids[0]
+            return self.vocabulary.end_ids[0]
         after = self.fork()
         after.take(token)
         if not after.is_over and after.way(left - 1) is None:
-            return (way or self._vocabulary.end_ids)[0]
+            return (way or self.vocabulary.end_ids)[0]
         return token
 
     def _known_way(self, most: int) -> list[int] | None:
@@ -151,9 +151,9 @@ class Grammar:
 
     def way(self, most: int) -> list[int] | None:
         """A short way from here to an end, found by closing whatever is open; None if it takes more than `most` tokens."""
-        first = self._walk(most, self._vocabulary.within, 2)
+        first = self._walk(most, self.vocabulary.within, 2)
         # A pattern may have to be gone through part by part, where the longest tokens would go on in one of them for ever.
-        other = self._walk(most, self._vocabulary.parts, 1) if first is None or len(first) > LONG_WAY else None
+        other = self._walk(most, self.vocabulary.parts, 1) if first is None or len(first) > LONG_WAY else None
         return min((found for found in (first, other) if found is not None), key=len, default=None)
 
     def _walk(self, most: int, within: Sequence[int], at_once: int) -> list[int] | None:
@@ -170,7 +170,7 @@ class Grammar:
         return None if matcher.is_error() else found
 
     def _closing(self, matcher: LLMatcher, within: Sequence[int] | None, spent: int | None) -> int:
-        known = self._vocabulary
+        known = self.vocabulary
         for token in known.between if within is None else within:
             if (token != spent or token in known.closers) and matcher.validate_tokens([token]):
                 return token
@@ -179,10 +179,10 @@ class Grammar:
 
     def _mask_of(self, matcher: LLMatcher) -> NDArray[np.bool_]:
         matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
-        return np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: self._vocabulary.width].view(np.bool_)
+        return np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: self.vocabulary.width].view(np.bool_)
 
     def _spelled(self, token: int) -> bytes:
-        return self._vocabulary.spelled[token] if token < len(self._vocabulary.spelled) else b""
+        return self.vocabulary.spelled[token] if token < len(self.vocabulary.spelled) else b""
 
     def _check(self) -> None:
         if self._matcher.is_error():

@@ -12,6 +12,7 @@ from .detokenize import Detokenizer
 from .grammar import Grammar
 from .prefix_tree import Node
 from .speculative import Guesses
+from .thought import AfterThought
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class GenerationRequest:
     sampling: SamplingParams
     choice: int = 0
     cache_salt: str = ""
-    grammar: Grammar | None = None  # of this answer alone
+    grammar: Grammar | AfterThought | None = None  # of this answer alone
     wants_state: bool = False  # no answer, but what the model makes of the prompt's last token
 
 

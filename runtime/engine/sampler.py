@@ -17,6 +17,7 @@ from ...kernels.spec import StepOutput
 from ...wire.chat import SamplingParams
 from .grammar import Grammar
 from .request import Sequence
+from .thought import AfterThought
 
 Logits = NDArray[np.float32]
 Ids = Seq[int]
@@ -58,7 +59,7 @@ def sample(result: StepOutput, row: int, sequence: Sequence, end_ids: Ids) -> Sa
     return Sampled(token) if params.logprobs is None else _with_logprobs(logits, token, params.logprobs)
 
 
-def _within(grammar: Grammar, logits: Logits, best: int, sequence: Sequence) -> int:
+def _within(grammar: Grammar | AfterThought, logits: Logits, best: int, sequence: Sequence) -> int:
     """A token that the grammar allows. The model's own choice mostly is one, and then no mask is made: a draw that is taken
     where it is allowed, and else made again among the allowed ones, has the distribution of those."""
     params = sequence.request.sampling

@@ -18,12 +18,24 @@ from baseload.runtime.engine.detokenize import Detokenizer
 from baseload.runtime.engine.grammar import Grammar
 from baseload.runtime.engine.request import GenerationRequest, Sequence
 from baseload.runtime.engine.sampler import sample
+from baseload.runtime.engine.thought import AfterThought, Marks
 from baseload.runtime.grammars import GrammarCompiler, json_grammar
 from baseload.runtime.loading import Loader, LoadOptions
 from baseload.runtime.local_backend import LocalBackend, always
 from baseload.runtime.models.load_gguf import open_gguf
 from baseload.runtime.models.tokenizer import tokenizer_from_gguf
-from baseload.wire.chat import ChatRequest, Event, Failure, Finish, Message, ResponseFormat, SamplingParams, Text, TextDelta
+from baseload.wire.chat import (
+    ChatRequest,
+    Event,
+    Failure,
+    Finish,
+    Message,
+    ReasoningDelta,
+    ResponseFormat,
+    SamplingParams,
+    Text,
+    TextDelta,
+)
 from baseload.wire.errors import BadRequest
 
 NAMES = st.text('abcdefgh_ é"\\', min_size=1, max_size=8)
@@ -74,6 +86,15 @@ def compiler(smollm2: Path) -> Iterator[GrammarCompiler]:
     made.close()
 
 
+MARKS = ("<think>", "</think>")
+
+
+def after_thought(compiler: GrammarCompiler, grammar: Grammar, begun: bool) -> AfterThought:
+    opening, closing = (tuple(compiler._tokenizer.encode(mark, specials=True)) for mark in MARKS)
+    assert len(opening) > 1 and len(closing) > 1  # the harder case: a mark in several tokens
+    return AfterThought(grammar, Marks(opening, closing, MARKS[1].encode()), begun=begun)
+
+
 def compiled(compiler: GrammarCompiler, schema: Any) -> Grammar | None:
     """None where the schema is one that is refused."""
     try:
@@ -82,20 +103,25 @@ def compiled(compiler: GrammarCompiler, schema: Any) -> Grammar | None:
         return None
 
 
-def babble(compiler: GrammarCompiler, grammar: Grammar, most: int, temperature: float, seed: int) -> tuple[str, bool]:
-    """What a model says whose logits are noise, and whether it came to its end in `most` tokens."""
+def babble(
+    compiler: GrammarCompiler, grammar: Grammar | AfterThought, most: int, temperature: float, seed: int, liked: str = ""
+) -> tuple[str, bool]:
+    """What a model says whose logits are noise, but that it likes the tokens of `liked`, and whether it came to its end in
+    `most` tokens."""
     rng = np.random.default_rng(seed)
     tokenizer = compiler._tokenizer
     request = GenerationRequest("x", [1], SamplingParams(temperature=temperature, seed=seed), grammar=grammar)
     sequence = Sequence(request, seed, 1 + most, Detokenizer(tokenizer), [1], 1)
-    spelled = b""
+    spelled, preferred = b"", tokenizer.encode(liked, specials=True) if liked else []
     while sequence.left:
-        token = sample(StepOutput.of(rng.standard_normal((1, 49152), np.float32)), 0, sequence, tokenizer.eos_ids).token
+        logits = rng.standard_normal((1, 49152), np.float32)
+        logits[0, preferred] += rng.uniform(0, 12, len(preferred)).astype(np.float32)
+        token = sample(StepOutput.of(logits), 0, sequence, tokenizer.eos_ids).token
         sequence.tokens.append(token)
         grammar.take(token)
         spelled += tokenizer.token_bytes(token)
         if token in tokenizer.eos_ids or grammar.is_over:
-            return spelled.decode(), True
+            return spelled.decode("utf-8", "replace"), True
     return spelled.decode("utf-8", "replace"), False
 
 
@@ -110,6 +136,26 @@ def test_noise_becomes_valid_json_in_time(compiler, schema, temperature, seed):
     text, ended = babble(compiler, grammar, len(shortest) + 20, temperature, seed)
     assert ended, text
     jsonschema.validate(json.loads(text), schema, format_checker=None)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    SCHEMAS,
+    st.sampled_from([0.0, 1.0]),
+    st.integers(0, 99),
+    st.booleans(),
+    st.sampled_from(["", "</think>", '</think>{"a', "</", "<think>", "<"]),
+)
+def test_reasoning_is_free_and_ends_in_time_for_the_answer(compiler, schema, temperature, seed, begun, liked):
+    grammar = compiled(compiler, schema)
+    if grammar is None:
+        return
+    most = 2 * (grammar.reserve + 12)
+    text, ended = babble(compiler, after_thought(compiler, grammar, begun), most, temperature, seed, liked)
+    assert ended, text
+    thinks = begun or text.startswith(MARKS[0])
+    answer = text.partition(MARKS[1])[2] if thinks else text
+    jsonschema.validate(json.loads(answer), schema, format_checker=None)
 
 
 def test_an_unsupported_keyword_is_named(compiler):
@@ -250,6 +296,32 @@ def test_the_real_model_keeps_to_schemas(house, schemas):
         else:
             assert isinstance(end, Finish) and end.reason == "stop", text
             jsonschema.validate(json.loads(text), schema)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prompted", [False, True])
+def test_a_model_that_reasons_reasons_first(house, monkeypatch, prompted):
+    backend, schema = house[0], {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+    template = backend._model.template
+    monkeypatch.setattr(type(template), "thought_marks", property(lambda self: MARKS))
+    if prompted:
+        encode = template.encode
+        more = backend._model.tokenizer.encode("<think>", specials=True)
+        monkeypatch.setattr(template, "encode", lambda *given, **named: [*encode(*given, **named), *more])
+
+    async def events() -> list[Event]:
+        request = ChatRequest(
+            "m",
+            (Message("user", (Text("Is water wet?"),)),),
+            sampling=SamplingParams(temperature=0.0, max_tokens=150),
+            response_format=ResponseFormat("json_schema", schema=schema | {"additionalProperties": False}),
+        )
+        return [event async for event in backend.generate(request)]
+
+    came = asyncio.run(events())
+    assert isinstance(json.loads("".join(e.text for e in came if isinstance(e, TextDelta)))["ok"], bool)
+    thought = "".join(e.text for e in came if isinstance(e, ReasoningDelta))
+    assert bool(thought.strip()) == prompted  # this model does not begin to reason by itself
 
 
 @pytest.mark.slow
