@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, func, select
 
 from .schema import keys
 
@@ -42,14 +42,37 @@ def create(engine: Engine, name: str, scopes: Sequence[str] = ()) -> tuple[Key, 
 
 def find(engine: Engine, secret: str) -> Key | None:
     """The key of that secret; None if it is unknown or revoked. Looked up by the id in it, compared in constant time."""
-    key_id = secret.removeprefix(START).partition("-")[0]
-    if not (key_id.isascii() and key_id.isalnum()):
-        key_id = ""  # no id of ours, and perhaps no text that a database takes
     with engine.connect() as connection:
-        row = connection.execute(select(keys).where(keys.c.id == key_id, keys.c.revoked_ts.is_(None))).one_or_none()
+        query = select(keys).where(keys.c.id == id_in(secret), keys.c.revoked_ts.is_(None))
+        row = connection.execute(query).one_or_none()
     # An unknown id is compared too: how long this takes tells nothing of which ids there are.
-    matches = hmac.compare_digest(row.hash if row else "", _hash(secret))
-    return _key(row) if row and matches else None
+    right = matches(row.hash if row else "", secret)
+    return _key(row) if row and right else None
+
+
+def secrets_of(engine: Engine) -> tuple[int, dict[str, tuple[str, Key]]]:
+    """How many keys were ever made, and those that hold: id -> (hash, key). For a server that looks them up in memory."""
+    with engine.connect() as connection:
+        rows = connection.execute(select(keys)).all()
+    return len(rows), {row.id: (row.hash, _key(row)) for row in rows if row.revoked_ts is None}
+
+
+def stamp(engine: Engine) -> tuple[int, int]:
+    """(keys made, keys revoked): as neither is ever undone, the same stamp means the same keys."""
+    with engine.connect() as connection:
+        made, revoked = connection.execute(select(func.count(), func.count(keys.c.revoked_ts)).select_from(keys)).one()
+    return made, revoked
+
+
+def id_in(secret: str) -> str:
+    """The id that a secret names; empty where it has none of ours."""
+    key_id = secret.removeprefix(START).partition("-")[0] if secret.startswith(START) else ""
+    return key_id if key_id.isascii() and key_id.isalnum() else ""
+
+
+def matches(hashed: str, secret: str) -> bool:
+    """Whether `secret` is what was hashed, compared in constant time."""
+    return hmac.compare_digest(hashed, _hash(secret))
 
 
 def listed(engine: Engine) -> list[Key]:

@@ -30,6 +30,7 @@ def question(check: Check, answer: Answer, request: ChatRequest) -> ChatRequest:
         (Message("system", (Text(ROLE),)), Message("user", (Text(text),))),
         sampling=SamplingParams(temperature=0.0, max_tokens=160),
         response_format=ResponseFormat("json_schema", schema=OPINION),
+        tenant=request.tenant,
         extras=request.extras,
         body={"temperature": 0.0, "top_p": 1.0},  # said, so that no model's own wishes hold
     )

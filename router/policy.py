@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from ..ledger.scopes import EVERYTHING, Scopes
 from ..wire.backend import ModelInfo
 from ..wire.chat import ChatRequest, Image
 from ..wire.errors import BadRequest, BaseloadError, ContextLengthExceeded, EgressDenied, Forbidden
@@ -31,6 +32,7 @@ class Policy:
     shadow: float = 0.0  # share of kept answers that a supplier gives too, to learn from
     rules: tuple[Rule, ...] = ()
     permissions: Permissions = NOTHING  # what checks may run
+    key: Scopes = EVERYTHING  # what the key may do that this request came with
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,17 @@ def data_may_leave(request: ChatRequest, policy: Policy, rung: Rung) -> Allowed 
     return Denied("data_class", f"data of the class {named[:60]!r} may not go to {rung.supplier}")
 
 
+def key_allows(request: ChatRequest, policy: Policy, rung: Rung) -> Allowed | Denied:
+    """A key may be kept from suppliers, and to classes of data."""
+    if rung.supplier and not policy.key.may_call(rung.supplier):
+        return Denied("key", f"this key may not use the supplier {rung.supplier}")
+    classes, named = policy.key.data_classes, request.extras.data_class or policy.data_class
+    if classes is not None and named not in classes:
+        what = f"data of the class {named[:60]!r}" if named else "data of no class"
+        return Denied("key", f"this key may not send {what}, only of {', '.join(sorted(classes))}")
+    return Allowed()
+
+
 def supplier_ready(request: ChatRequest, policy: Policy, rung: Rung) -> Allowed | Denied:
     """A supplier without its key cannot be called."""
     return Denied("ready", f"{rung.supplier}: {rung.not_ready}") if rung.not_ready else Allowed()
@@ -135,6 +148,7 @@ GATES: tuple[Gate, ...] = (
     supplier_allowed,
     request_allows,
     data_may_leave,
+    key_allows,
     supplier_ready,
     plain_completion_is_local,
     fits_context,

@@ -8,9 +8,10 @@ from typing import Literal
 
 from ..ledger.ledger import Ledger
 from ..ledger.rows import RequestRow
+from ..ledger.scopes import EVERYTHING, Scopes
 from ..wire.backend import Backend, ModelInfo, Tokenizing
 from ..wire.chat import ChatRequest
-from ..wire.errors import BadRequest, BaseloadError, ModelNotFound
+from ..wire.errors import BadRequest, BaseloadError, Forbidden, ModelNotFound
 from . import checks as definitions
 from .budget import most_tokens
 from .cascade import Place
@@ -37,6 +38,8 @@ class RequestContext:
 
     request_id: str
     key_id: str | None = None
+    scopes: Scopes = EVERYTHING  # of the key
+    job: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +104,14 @@ class Router:
             return Target("supplier", (self._remote[name],))
         raise ModelNotFound(f"The model {name[:80]!r} does not exist.", param="model")
 
-    def _judges(self, request: ChatRequest, checks: Sequence[Check]) -> dict[str, Place]:
+    def _judges(self, request: ChatRequest, checks: Sequence[Check], policy: Policy) -> dict[str, Place]:
         """The models that the checks want to ask, by the names that they give. Raises ModelNotFound, and a gate's error."""
         named = {check.get("model") or LOCAL for check in checks if check["type"] == "judge"}
         places = {name: self.resolve(name).places[0] for name in named}
-        for place in places.values():
-            if isinstance(verdict := gate(question({"rubric": ""}, Answer("", ""), request), self._policy, place.rung), Denied):
+        for name, place in places.items():
+            if name != LOCAL and not policy.key.may_ask(name):
+                raise Forbidden(f"This key may not ask for the model {name[:80]!r}.", param="baseload.checks")
+            if isinstance(verdict := gate(question({"rubric": ""}, Answer("", ""), request), policy, place.rung), Denied):
                 raise verdict.error(f"{verdict.reason}.", param="baseload.checks")
         return places
 
@@ -123,6 +128,7 @@ class Router:
         Raises ModelNotFound, BadRequest (its checks), or the error of a gate.
         """
         target = self.resolve(request.model)
+        policy, request = _for_key(self._policy, request, context.scopes)
         checks = await _checks(request, self._policy.permissions)
         if (
             self._policy.check_tools
@@ -131,11 +137,11 @@ class Router:
             and all(c["type"] != "tool_call" for c in checks)
         ):
             checks = (*checks, {"type": "tool_call"})  # alone: an answer that was cut off is no call that fits nothing
-        judges = self._judges(request, checks)
+        judges = self._judges(request, checks, policy)
         rule = first_of(self._policy.rules, request) if target.mode == "auto" else None
         ruled = self._place(rule.place) if rule else None
         extra = (ruled,) if ruled and ruled not in target.places else ()
-        judged = [(place, await self._judge(request, place)) for place in (*target.places, *extra)]
+        judged = [(place, await _judge(request, place, policy)) for place in (*target.places, *extra)]
         allowed = [place for place, verdict in judged if verdict is None]
         conversation = self._conversations.of(request, context.key_id)
         planned = Plan(tuple(allowed))
@@ -159,6 +165,7 @@ class Router:
             decision=decision.as_json(),
             stream=request.stream,
             key_id=context.key_id,
+            job=context.job,
             task_class=request.extras.task or None,
             session=request.extras.session or None,
             data_class=request.extras.data_class or None,
@@ -188,12 +195,21 @@ class Router:
             raise BadRequest("The tokens of this model are known to its supplier alone.", param="model")
         return backend
 
-    async def _judge(self, request: ChatRequest, place: Place) -> Denied | None:
-        verdict = gate(request, self._policy, await _measured(request, place))
-        return verdict if isinstance(verdict, Denied) else None
-
     def _may_leave(self, rung: Rung) -> bool:
         return not isinstance(gate(ChatRequest(rung.name), self._policy, rung), Denied)
+
+
+def _for_key(policy: Policy, request: ChatRequest, scopes: Scopes) -> tuple[Policy, ChatRequest]:
+    """Both as they are for a key: what a key with one class of data sends without naming any is of that class."""
+    only = scopes.data_classes if scopes.data_classes and len(scopes.data_classes) == 1 else ()
+    if only and not (request.extras.data_class or policy.data_class):
+        request = replace(request, extras=replace(request.extras, data_class=next(iter(only))))
+    return (policy if scopes == policy.key else replace(policy, key=scopes)), request
+
+
+async def _judge(request: ChatRequest, place: Place, policy: Policy) -> Denied | None:
+    verdict = gate(request, policy, await _measured(request, place))
+    return verdict if isinstance(verdict, Denied) else None
 
 
 async def _checks(request: ChatRequest, permissions: Permissions) -> tuple[Check, ...]:

@@ -205,7 +205,7 @@ def _submit(
     try:
         for choice in range(request.sampling.n):
             own = held(grammar.fork()) if grammar else None
-            wanted = GenerationRequest(f"{name}-{choice}", prompt, request.sampling, choice, grammar=own)
+            wanted = GenerationRequest(f"{name}-{choice}", prompt, request.sampling, choice, request.tenant, own)
             streams.append(engine.submit(wanted))
     except BaseloadError:
         for stream in streams:

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from ..wire.errors import BadRequest, NotFound
+from .callers import caller
 from .metrics import CONTENT_TYPE
 from .replies import json_reply, retry_header
 from .services import Life
@@ -57,7 +58,7 @@ async def one_request(request: Request, request_id: str) -> Response:
         raise BadRequest("This is not a request's id.", param="id")
     ledger = life.require().ledger
     found: dict[str, Any] | None = await asyncio.to_thread(_look_up, ledger, request_id) if ledger else None
-    if found is None:
+    if found is None or not caller(request).sees(found.get("key_id")):
         raise NotFound("There is no such request in the ledger.")
     # The database's column names are of a subclass of str.
     return Response(orjson.dumps(found, option=orjson.OPT_NON_STR_KEYS), media_type="application/json")

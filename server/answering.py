@@ -10,12 +10,13 @@ from typing import Any
 from fastapi import Request
 from starlette.responses import Response
 
-from ..harness.job import prepare
+from ..harness.job import PREFIX, prepare
 from ..router.router import RequestContext
 from ..wire import fields
 from ..wire.chat import ChatRequest, Event, Failure
 from ..wire.errors import BadRequest, ModelNotFound
 from ..wire.fields import MAX_NAME
+from .callers import caller
 from .logs import Notes
 from .metrics import Meter
 from .replies import failure_reply, json_reply
@@ -45,14 +46,14 @@ class Endpoint:
 async def answer(request: Request, endpoint: Endpoint, asks: Sequence[ChatRequest]) -> Response:
     """Ask, answer: all `asks` as the choices of one. The work stops when the client leaves."""
     life: Life = request.app.state.life
-    services = life.require()
-    asks = [told(ask, request.headers) for ask in asks]
-    asks = [name_known(prepare(ask, services.jobs), services, request.app.state.default_model) for ask in asks]
+    services, who = life.require(), caller(request)
+    job = asks[0].model.removeprefix(PREFIX) if asks[0].model.startswith(PREFIX) else None
+    asks = [named(replace(told(ask, request.headers), tenant=who.tenant), request) for ask in asks]
     notes: Notes = request.scope["state"]["notes"]
     notes.model = asks[0].model
-    making = Making(life, asks, Meter(request.app.state.metrics, asks[0].model, notes.started), notes)
+    making = Making(life, asks, Meter(request.app.state.metrics, asks[0].model, notes.started), notes, who.used)
     try:
-        context = RequestContext(request_id=notes.request_id, key_id=request.app.state.key_id)
+        context = RequestContext(notes.request_id, who.key_id, who.scopes, job)
         return await unless_gone(making.respond(services, endpoint, context), request.receive)
     except BaseException as error:
         await making.over(gone=isinstance(error, ClientGone))
@@ -62,8 +63,7 @@ async def answer(request: Request, endpoint: Endpoint, asks: Sequence[ChatReques
 async def count(request: Request, ask: ChatRequest) -> int:
     """The prompt's length in tokens. Raises BadRequest where only the supplier could tell."""
     services = request.app.state.life.require()
-    ask = name_known(prepare(ask, services.jobs), services, request.app.state.default_model)
-    found = await services.router.count_tokens(ask)
+    found = await services.router.count_tokens(named(ask, request))
     if found is None:
         raise BadRequest("The length of a prompt to this model is known to its supplier alone.", param="model")
     return found
@@ -86,23 +86,32 @@ def told(ask: ChatRequest, headers: Mapping[str, str]) -> ChatRequest:
     return replace(ask, extras=replace(ask.extras, **{field: getattr(more, field) for field in given}))
 
 
-def name_known(ask: ChatRequest, services: Services, default_model: str) -> ChatRequest:
-    """`ask`, under `default_model` where its own name is unknown and there is a default. Raises ModelNotFound."""
+def named(ask: ChatRequest, request: Request) -> ChatRequest:
+    """What `ask` stands for: its job's request, and the default model where its own name is unknown and there is a default.
+    Raises ModelNotFound, and Forbidden where this caller may not ask for it."""
+    services, default_model = request.app.state.life.require(), request.app.state.default_model
+    prepared = prepare(ask, services.jobs)
     try:
-        services.router.resolve(ask.model)
+        services.router.resolve(prepared.model)
     except ModelNotFound:
         if not default_model:
             raise
-        return replace(ask, model=default_model)
-    return ask
+        caller(request).allow(default_model)
+        return replace(prepared, model=default_model)
+    caller(request).allow(ask.model)
+    return prepared
 
 
 class Making:
     """One answer being made, from its admission to its last byte."""
 
-    def __init__(self, life: Life, asks: Sequence[ChatRequest], meter: Meter, notes: Notes) -> None:
+    def __init__(
+        self, life: Life, asks: Sequence[ChatRequest], meter: Meter, notes: Notes, used: Callable[[int], None]
+    ) -> None:
+        """`used` is told how many tokens it took in the end."""
         life.admit()
         life.enter(self, self._end)
+        self._used = used
         self._life, self._asks, self._meter, self._notes = life, asks, meter, notes
         self._handlings: list[Handling] = []
         self._flow: EventFlow | None = None
@@ -145,6 +154,7 @@ class Making:
         self._meter.over(self._notes.route, self._attempts(), gone)
         if usage := self._meter.usage:
             self._notes.prompt_tokens, self._notes.completion_tokens = usage.prompt_tokens, usage.completion_tokens
+            self._used(usage.prompt_tokens + usage.completion_tokens)
         self._notes.gone = gone
 
     async def _begin(self, services: Services, context: RequestContext) -> EventFlow:

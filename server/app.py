@@ -26,7 +26,6 @@ def create_app(services: Services | None, settings: Settings, env: Mapping[str, 
     life = Life(services, settings.server.max_in_flight)
     app.state.life = life
     app.state.metrics = Metrics(life)
-    app.state.key_id = settings.server.api_key_env if key else None
     app.state.responses = responses.Shelf()
     app.state.default_model = settings.server.default_model
     app.include_router(openai.routes)
@@ -42,7 +41,7 @@ def create_app(services: Services | None, settings: Settings, env: Mapping[str, 
     app.add_exception_handler(HTTPException, _unrouted)
     app.add_exception_handler(BaseloadError, _ours)
     # The last one added is the outermost.
-    app.add_middleware(Guard, settings=settings.server, key=key)
+    app.add_middleware(Guard, settings=settings.server, key=key, life=life)
     app.add_middleware(RequestLog, metrics=app.state.metrics)
     return app
 

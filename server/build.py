@@ -28,6 +28,7 @@ from ..wire.backend import Backend
 from ..wire.client import HttpBackend
 from ..wire.egress import Egress, EgressRecord
 from ..wire.errors import ModelFileError
+from .keyring import Keyring
 from .services import Services
 from .settings import EngineSettings, Settings
 
@@ -51,6 +52,7 @@ async def build_services(settings: Settings, files: Sequence[tuple[str, Path]]) 
     allowed = frozenset(settings.router.allowed_suppliers)
     ledger = Ledger.open(settings.ledger.url or default_url())
     ledger.reconcile()
+    keyring = Keyring(ledger.engine)
     loader = Loader(load_options(settings.engine))
     shelf: Shelf[Engine] = Shelf(settings.engine.memory_mb << 20)
     local: list[LocalBackend] = []
@@ -69,6 +71,7 @@ async def build_services(settings: Settings, files: Sequence[tuple[str, Path]]) 
         loader.close()
         for client in clients:
             await client.close()
+        await asyncio.to_thread(keyring.close)
         await asyncio.to_thread(ledger.close)
 
     try:
@@ -100,7 +103,7 @@ async def build_services(settings: Settings, files: Sequence[tuple[str, Path]]) 
     except BaseException:
         await close()
         raise
-    return Services(router, ledger, lambda: shelf.loaded, embedders | pooled, jobs, close)
+    return Services(router, ledger, lambda: shelf.loaded, embedders | pooled, jobs, close, keyring)
 
 
 def _waiting(shelf: Shelf[Engine]) -> int:

@@ -15,6 +15,7 @@ from ..ledger.rows import AttemptRow, RequestRow
 from ..wire import embeddings as wire
 from ..wire.errors import BaseloadError, ModelNotFound
 from .bodies import read_object
+from .callers import caller
 from .logs import Notes
 from .replies import json_reply
 from .services import Embedder
@@ -49,6 +50,7 @@ def embedder(request: Request, name: str) -> Embedder:
     if name not in found:
         known = f"; there is {', '.join(found)}" if found else ": none is served (baseload serve --model NAME --model ENCODER)"
         raise ModelNotFound(f"There is no embedding model of this name{known}.", param="model")
+    caller(request).allow(name)
     _notes(request).model = name
     return found[name]
 
@@ -56,12 +58,13 @@ def embedder(request: Request, name: str) -> Embedder:
 @asynccontextmanager
 async def booked(request: Request, model: str, protocol: str) -> AsyncIterator[Callable[[int], None]]:
     """The request with its one attempt stands in the books, however the block ends; the block says how many tokens it used."""
-    notes, ledger = _notes(request), request.app.state.life.require().ledger
+    notes, ledger, who = _notes(request), request.app.state.life.require().ledger, caller(request)
     began, tokens, error = time.time(), 0, "cancelled"
 
     def used(n: int) -> None:
         nonlocal tokens
         tokens = notes.prompt_tokens = n
+        who.used(n)
 
     try:
         yield used
@@ -73,7 +76,7 @@ async def booked(request: Request, model: str, protocol: str) -> AsyncIterator[C
         ended = time.time()
         status = {"": "done", "cancelled": "cancelled"}.get(error, "failed")
         if ledger is not None:
-            key, name = request.app.state.key_id, notes.request_id
+            key, name = who.key_id, notes.request_id
             head = RequestRow(name, began, protocol, model, model, status=status, finished_ts=ended, key_id=key)
             ledger.add(replace(head, error_code=error or None))
             tried = AttemptRow(uuid.uuid4().hex, name, 0, "local", model, began, duration_s=ended - began)

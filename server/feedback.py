@@ -11,6 +11,7 @@ from ..ledger.outcomes import PEOPLE
 from ..wire.errors import NotFound, Unavailable
 from ..wire.fields import bad, number, read
 from .bodies import read_object
+from .callers import caller
 from .replies import json_reply
 
 routes = APIRouter()
@@ -35,7 +36,7 @@ async def feedback(request: Request) -> Response:
     ledger = request.app.state.life.require().ledger
     if ledger is None:
         raise Unavailable("There are no books to write it into.", code="no_ledger", retry_after=60)
-    said = {"accepted": accepted, "score": score, "comment": comment, "source": source, "key_id": request.app.state.key_id}
+    said = {"accepted": accepted, "score": score, "comment": comment, "source": source, "key_id": caller(request).key_id}
     if not await asyncio.to_thread(ledger.feedback, name, **said):
         raise NotFound("There is no answered request of this id.", param="request_id")
     return json_reply({"object": "feedback", "request_id": name})

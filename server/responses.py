@@ -25,6 +25,7 @@ from ..wire.errors import BadRequest, NotFound
 from ..wire.responses_items import joined, parse_input, render_input
 from .answering import Endpoint, answer, count
 from .bodies import read_object
+from .callers import caller
 from .replies import json_reply
 from .shapes import RESPONSES
 
@@ -132,7 +133,7 @@ class _Opened(Response):
 async def create(request: Request) -> Response:
     """An answer, streamed or not; kept unless `store` is false."""
     body = await read_object(request)
-    shelf, owner = _shelf(request), request.app.state.key_id
+    shelf, owner = _shelf(request), caller(request).key_id
     ask, own = _asked(body, shelf, owner)
     is_kept = body.get("store") is not False
     renderers: list[wire.StreamRenderer] = []
@@ -154,7 +155,7 @@ async def create(request: Request) -> Response:
 @routes.post("/v1/responses/input_tokens")
 async def input_tokens(request: Request) -> Response:
     """How long a request's input is, as the model reads it."""
-    ask, _ = _asked(await read_object(request), _shelf(request), request.app.state.key_id)
+    ask, _ = _asked(await read_object(request), _shelf(request), caller(request).key_id)
     return json_reply({"object": "response.input_tokens", "input_tokens": await count(request, ask)})
 
 
@@ -167,20 +168,20 @@ async def compact(request: Request) -> Response:
 @routes.get("/v1/responses/{id}")
 async def retrieve(request: Request, id: str) -> Response:
     """An answer that is kept."""
-    return json_reply(_shelf(request).find(request.app.state.key_id, id).response)
+    return json_reply(_shelf(request).find(caller(request).key_id, id).response)
 
 
 @routes.delete("/v1/responses/{id}")
 async def delete(request: Request, id: str) -> Response:
     """Forget an answer."""
-    _shelf(request).drop(request.app.state.key_id, id)
+    _shelf(request).drop(caller(request).key_id, id)
     return json_reply({"id": id, "object": "response.deleted", "deleted": True})
 
 
 @routes.get("/v1/responses/{id}/input_items")
 async def input_items(request: Request, id: str) -> Response:
     """What an answer was an answer to."""
-    found = _shelf(request).find(request.app.state.key_id, id)
+    found = _shelf(request).find(caller(request).key_id, id)
     listed = [{"id": f"item_{secrets.token_hex(8)}", **item} for item in render_input(found.asked, ())]
     ends = {"first_id": listed[0]["id"], "last_id": listed[-1]["id"]} if listed else {"first_id": None, "last_id": None}
     return json_reply({"object": "list", "data": listed, **ends, "has_more": False})

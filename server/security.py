@@ -16,7 +16,9 @@ from typing import Any
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..wire.errors import BadRequest, BaseloadError, Forbidden, Unauthorized
+from .callers import Caller
 from .replies import error_reply
+from .services import Life
 from .settings import ServerSettings, SettingsError
 from .shapes import shape_of
 
@@ -25,6 +27,7 @@ WILDCARDS = frozenset({"", "0.0.0.0", "::"})
 OPEN_PATHS = frozenset({"/health", "/ready"})
 KEY_HEADERS = (b"x-api-key", b"x-goog-api-key")  # how Anthropic's and Google's clients send a key
 FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip")
+_ONE_REQUEST = re.compile(r"/v1/requests/[^/]+")  # whose it is, the route asks
 _HOST = re.compile(r"(?:\[(?P<v6>[0-9a-f:.]{2,45})\]|(?P<name>[a-z0-9._-]{1,253}))(?::\d{1,5})?", re.ASCII)
 
 
@@ -44,11 +47,11 @@ def is_loopback(host: str) -> bool:
 
 
 def check_bind(settings: ServerSettings, env: Mapping[str, str] | None = None) -> None:
-    """Raises SettingsError, in one line, where the address is open to others and no key is set."""
-    if not is_loopback(settings.host) and not read_key(settings, env):
+    """Raises SettingsError, in one line, where the address is open to others and no key is asked for."""
+    if not is_loopback(settings.host) and not settings.require_keys and not read_key(settings, env):
         raise SettingsError(
             f"Refusing to listen on {settings.host!r} without a key: anybody who reaches it could use it. "
-            f"Set {settings.api_key_env}, or bind 127.0.0.1."
+            f"Set {settings.api_key_env}, or [server] require_keys with keys from 'baseload keys create', or bind 127.0.0.1."
         )
 
 
@@ -59,37 +62,61 @@ def host_name(value: str) -> str | None:
 
 
 class Guard:
-    """ASGI middleware: refuses a request before anything reads it."""
+    """ASGI middleware: refuses a request before anything reads it, and tells the routes who asks."""
 
-    def __init__(self, app: ASGIApp, settings: ServerSettings, key: str) -> None:
+    def __init__(self, app: ASGIApp, settings: ServerSettings, key: str, life: Life) -> None:
         self.app = app
         self.key = key.encode()
+        self._life, self._required = life, settings.require_keys
+        self._owner = Caller(settings.api_key_env)
         named = {name.lower() for name in settings.allowed_hosts}
         self.hosts = LOOPBACK_NAMES | named | ({settings.host.lower()} - WILDCARDS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             if scope["type"] == "http":
-                self.check(scope)
+                self._check_origin(scope)
+                scope.setdefault("state", {})["caller"] = await self._caller(scope)
         except BaseloadError as error:
             await error_reply(error, shape=shape_of(scope["path"], scope["headers"]))(scope, receive, send)
         else:
             await self.app(scope, receive, send)
 
-    def check(self, scope: Scope) -> None:
-        """Raises BadRequest, Forbidden or Unauthorized."""
+    def _check_origin(self, scope: Scope) -> None:
+        """Raises BadRequest and Forbidden."""
         host = self._host(scope)
         for origin in headers(scope, b"origin"):
             if origin.lower() not in (f"http://{host}", f"https://{host}"):
                 raise Forbidden("This Origin is not allowed.", code="origin_not_allowed")
-        path = scope["path"]
-        if path in OPEN_PATHS or (self.key and self._has_key(scope)):
-            return
-        if is_admin(path):
+
+    async def _caller(self, scope: Scope) -> Caller:
+        """Who asks. Raises Unauthorized, Forbidden, RateLimited, and Unavailable while keys can't be told yet."""
+        path, given = scope["path"], presented(scope)
+        if path in OPEN_PATHS:
+            return Caller()
+        if self.key and given and hmac.compare_digest(given, self.key):
+            return self._owner
+        ring = self._life.services.keyring if self._life.services else None
+        if ring and given and (found := await ring.find(given.decode("latin-1"))):
+            return self._admitted(found, scope)
+        virtual = self._required or (ring is not None and await ring.any())
+        if is_admin(path) and not virtual:
             if not from_loopback(scope):
                 raise Forbidden("Only this machine, or a key, may read this.")
-        elif self.key:
-            raise Unauthorized("Send the server's key as 'Authorization: Bearer <key>'.")
+            return Caller()
+        if not virtual and not self.key:
+            return Caller()
+        if given and self._life.services is None:
+            self._life.require()  # whose key that is will be known when the ledger is open
+        raise Unauthorized("Send your key as 'Authorization: Bearer <key>'.")
+
+    def _admitted(self, found: Caller, scope: Scope) -> Caller:
+        path = scope["path"]
+        if is_admin(path) and not found.scopes.admin and not _ONE_REQUEST.fullmatch(path):
+            raise Forbidden("This needs a key with the scope 'admin'.", code="admin_only")
+        if found.rates and scope["method"] == "POST":
+            found.rates.admit()
+        return found
 
     def _host(self, scope: Scope) -> str:
         given = headers(scope, b"host")
@@ -102,14 +129,15 @@ class Guard:
             raise Forbidden("This Host is not allowed. Add it to [server] allowed_hosts.", code="host_not_allowed")
         return given[0].strip().lower()
 
-    def _has_key(self, scope: Scope) -> bool:
-        given = [value for name, value in scope["headers"] if name == b"authorization"]
-        keys = [value for name, value in scope["headers"] if name in KEY_HEADERS]
-        for value in given:
-            scheme, _, key = value.partition(b" ")
-            keys.append(key if scheme.lower() == b"bearer" else b"")
-        # Claude Code sends its key twice; two that differ are none.
-        return bool(keys) and len(given) < 2 and all(hmac.compare_digest(key.strip(), self.key) for key in keys)
+
+def presented(scope: Scope) -> bytes:
+    """The one key that a request bears; empty where it has none, or two that differ (Claude Code sends its key twice)."""
+    given = [value for name, value in scope["headers"] if name == b"authorization"]
+    keys = {value.strip() for name, value in scope["headers"] if name in KEY_HEADERS}
+    for value in given:
+        scheme, _, key = value.partition(b" ")
+        keys.add(key.strip() if scheme.lower() == b"bearer" else b"")
+    return keys.pop() if len(keys) == 1 and len(given) < 2 else b""
 
 
 def is_admin(path: str) -> bool:

@@ -15,6 +15,7 @@ from ..harness.job import Job
 from ..wire.backend import ModelInfo, Tokenizing
 from ..wire.chat import ChatRequest, Event, Failure
 from ..wire.errors import RateLimited, Unavailable
+from .callers import Caller, caller
 
 log = logging.getLogger("baseload.server")
 CUT_GRACE_S = 5.0  # how long answers that were told to end may take to write their last words
@@ -68,6 +69,13 @@ class Ledger(Protocol):
     def feedback(self) -> Callable[..., bool]: ...
 
 
+class Keyring(Protocol):
+    """server.keyring.Keyring."""
+
+    async def find(self, secret: str, /) -> Caller | None: ...
+    async def any(self) -> bool: ...
+
+
 async def nothing_to_close() -> None:
     """The default of `Services.close`."""
 
@@ -82,6 +90,7 @@ class Services:
     embedders: Mapping[str, Embedder] = field(default_factory=dict)  # by name
     jobs: Mapping[str, Job] = field(default_factory=dict)
     close: Callable[[], Awaitable[None]] = nothing_to_close
+    keyring: Keyring | None = None  # None: there are no virtual keys
 
 
 class Life:
@@ -148,8 +157,9 @@ class Life:
 
 
 def models_of(request: Request) -> list[ModelInfo]:
-    """All models that may be asked for, encoders too. Raises Unavailable."""
-    services = request.app.state.life.require()
+    """All models that this caller may ask for, encoders too. Raises Unavailable."""
+    services, may = request.app.state.life.require(), caller(request).scopes
     chat = services.router.models()
     known = {info.id for info in chat}
-    return [*chat, *(ModelInfo(name, one.longest) for name, one in services.embedders.items() if name not in known)]
+    encoders = (ModelInfo(name, one.longest) for name, one in services.embedders.items() if name not in known)
+    return [info for info in (*chat, *encoders) if may.may_ask(info.id) and (info.local or may.may_call(info.owned_by))]

@@ -41,6 +41,7 @@ class ServerSettings:
     host: str = "127.0.0.1"  # anything but loopback needs a key
     port: int = bounded(8787, 0, 65535)  # 0 takes a free one
     api_key_env: str = "BASELOAD_API_KEY"  # the variable that holds the key; unset or empty: no key
+    require_keys: bool = False  # true: a key is asked for even before the first virtual one is made
     allowed_hosts: tuple[str, ...] = ()  # names in `Host` beside loopback's and the bind address
     max_body_mb: int = bounded(32, 1, 1024)
     max_connections: int = bounded(512, 1, 65536)

@@ -169,6 +169,7 @@ class ChatRequest:
     continuous_usage: bool = False  # usage on every chunk
     echo: bool = False  # completions: the prompt's text comes first
     user: str | None = None
+    tenant: str = ""  # whose it is, by the server's word: prefixes of different tenants are kept apart
     extras: Extras = Extras()
     protocol: str = "neutral"
     body: Mapping[str, Any] = field(default_factory=dict)

@@ -22,11 +22,12 @@ class Pace:
 
     per_minute: float
     clock: Callable[[], float] = time.monotonic
+    burst_s: float = BURST_S
     _due: float = 0.0  # when all that was taken would have been earned
 
     def wait_s(self) -> float:
         """Seconds until the next may go."""
-        return max(0.0, self._due - BURST_S - self.clock()) if self.per_minute else 0.0
+        return max(0.0, self._due - self.burst_s - self.clock()) if self.per_minute else 0.0
 
     def take(self, units: float) -> None:
         """So many are used."""
