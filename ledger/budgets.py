@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 
-from sqlalchemy import Connection, Engine, or_, select
+from sqlalchemy import ColumnElement, Connection, Engine, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from .schema import budget_windows, budgets, reservations
@@ -73,6 +73,26 @@ def listed(engine: Engine, now: float | None = None) -> list[Budget]:
         return [_budget(connection, row, now) for row in connection.execute(select(budgets).order_by(budgets.c.id)).all()]
 
 
+def remove(engine: Engine, kind: str, name: str, period: str) -> bool:
+    """Take a budget away; False where there is none. What was spent of it stays in the reservations."""
+    with _transaction(engine) as connection:
+        return connection.execute(budgets.delete().where(budgets.c.id == f"{kind}:{name}:{period}")).rowcount == 1
+
+
+def names(engine: Engine) -> frozenset[tuple[str, str]]:
+    """(kind, name) of every budget."""
+    with engine.connect() as connection:
+        return frozenset((row.kind, row.name) for row in connection.execute(select(budgets.c.kind, budgets.c.name)))
+
+
+def applying(engine: Engine, key_id: str | None, job: str | None, now: float | None = None) -> list[Budget]:
+    """The budgets that a request of this key and job falls under, as `listed` has them."""
+    now = time.time() if now is None else now
+    with engine.connect() as connection:
+        rows = connection.execute(select(budgets).where(_falls_under(key_id, job)).order_by(budgets.c.id)).all()
+        return [_budget(connection, row, now) for row in rows]
+
+
 def reserve(
     engine: Engine,
     request_id: str,
@@ -89,14 +109,9 @@ def reserve(
     """
     now = time.time() if now is None else now
     amount, reservation = nano(amount_usd), uuid.uuid4().hex
-    mine = or_(
-        budgets.c.kind == "all",
-        (budgets.c.kind == "key") & (budgets.c.name == key_id),
-        (budgets.c.kind == "job") & (budgets.c.name == job),
-    )
     with _transaction(engine) as connection:
         # Always in the order of their ids: two requests that fall under the same two budgets can't wait for each other.
-        touched = connection.execute(select(budgets).where(mine).order_by(budgets.c.id)).all()
+        touched = connection.execute(select(budgets).where(_falls_under(key_id, job)).order_by(budgets.c.id)).all()
         for budget in touched:
             if not _hold(connection, budget, amount, now):
                 full = _budget(connection, budget, now)
@@ -119,7 +134,8 @@ def reserve(
 def settle(engine: Engine, reservation: str, cost_usd: Decimal | float) -> bool:
     """Spend what the call did cost and free the rest; False if that was done before, so a second try can't charge twice.
 
-    A call that cost more than was held is charged in full. One that had expired is charged all the same: it was made.
+    A call that cost more than was held is charged in full. One that had expired, which counts as having cost all that was
+    held for it, is charged what it did cost.
     """
     return _end(engine, reservation, "settled", nano(cost_usd), ("held", "expired"))
 
@@ -130,12 +146,16 @@ def release(engine: Engine, reservation: str) -> bool:
 
 
 def expire(engine: Engine, now: float | None = None, *, all_held: bool = False) -> int:
-    """Free what processes that died had reserved, and say how many; `all_held` at a server's start, when none can be alive."""
+    """End what processes that died had reserved, and say how many; `all_held` at a server's start, when none can be alive.
+
+    Nobody knows what became of those calls, and a supplier may have answered: each is charged all that it could cost, so
+    that a server that dies again and again can't overspend.
+    """
     now = time.time() if now is None else now
     old = select(reservations.c.id).where(reservations.c.status == "held")
     with engine.connect() as connection:
         found = connection.execute(old if all_held else old.where(reservations.c.expires_ts <= now)).scalars().all()
-    return sum(_end(engine, reservation, "expired", 0, ("held",)) for reservation in found)
+    return sum(_end(engine, reservation, "expired", None, ("held",)) for reservation in found)
 
 
 def verify(engine: Engine) -> list[str]:
@@ -172,6 +192,11 @@ def _transaction(engine: Engine) -> Iterator[Connection]:
         connection.commit()
 
 
+def _falls_under(key_id: str | None, job: str | None) -> ColumnElement[bool]:
+    of_key, of_job = (budgets.c.kind == "key") & (budgets.c.name == key_id), (budgets.c.kind == "job") & (budgets.c.name == job)
+    return or_(budgets.c.kind == "all", of_key, of_job)
+
+
 def _hold(connection: Connection, budget: object, amount: int, now: float) -> bool:
     of = budget._mapping  # type: ignore[attr-defined]
     w, start = budget_windows.c, _start(of["period"], now)
@@ -183,18 +208,22 @@ def _hold(connection: Connection, budget: object, amount: int, now: float) -> bo
     return connection.execute(taken.values(held_nanousd=w.held_nanousd + amount)).rowcount == 1
 
 
-def _end(engine: Engine, reservation: str, status: str, cost: int, before: Sequence[str]) -> bool:
+def _end(engine: Engine, reservation: str, status: str, cost: int | None, before: Sequence[str]) -> bool:
+    """`cost` None: all that was held."""
     r, w = reservations.c, budget_windows.c
     with _transaction(engine) as connection:
         row = connection.execute(select(reservations).where(r.id == reservation).with_for_update()).one_or_none()
         if row is None or row.status not in before:
             return False
-        settled = cost if status == "settled" else None
+        amount: int = row.amount_nanousd
+        charged = amount if cost is None else cost
+        settled = None if status == "released" else charged
         connection.execute(reservations.update().where(r.id == reservation).values(status=status, settled_nanousd=settled))
-        freed = row.amount_nanousd if row.status == "held" else 0
+        freed = amount if row.status == "held" else 0
+        more = charged - (row.settled_nanousd or 0)
         for budget_id, start in row.windows:
             window = budget_windows.update().where(w.budget_id == budget_id, w.start_ts == start)
-            connection.execute(window.values(held_nanousd=w.held_nanousd - freed, spent_nanousd=w.spent_nanousd + cost))
+            connection.execute(window.values(held_nanousd=w.held_nanousd - freed, spent_nanousd=w.spent_nanousd + more))
     return True
 
 

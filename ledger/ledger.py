@@ -49,8 +49,9 @@ class Ledger:
         return cls(engine)
 
     def reconcile(self) -> int:
-        """Mark the requests that a killed server left running as `interrupted`, and free what it had reserved; how many there
-        were. On PostgreSQL, where several servers may share the ledger, only reservations past their time are freed.
+        """Mark the requests that a killed server left running as `interrupted`, and end what it had reserved, charged in full;
+        how many there were. On PostgreSQL, where several servers may share the ledger, only reservations past their time are
+        ended.
 
         For a server at its start, before it takes requests: another that is running would see its own marked until they end.
         """

@@ -19,6 +19,7 @@ from genai_prices import data_snapshot
 
 log = logging.getLogger("baseload.ledger")
 
+_SOURCE = f"genai-prices {version('genai-prices')}"  # once: reading it takes longer than the sum
 _PER_MTOK = ("input", "output", "cache_read", "cache_write")
 Overrides = Mapping[str, Mapping[str, Decimal]]  # "supplier/model" -> US dollars for a million tokens of each kind
 
@@ -84,7 +85,7 @@ def quote(supplier: str, model: str, tokens: Tokens, at: datetime | None = None,
     except (LookupError, ValueError) as error:
         log.debug("no price for %s/%s: %s", supplier, model, error)
         return None
-    return Quote(supplier, model, found.total_price, f"genai-prices {version('genai-prices')}")
+    return Quote(supplier, model, found.total_price, _SOURCE)
 
 
 def total(supplier: str, model: str, calls: Sequence[Tokens], own: Overrides | None = None) -> Quote | None:

@@ -31,11 +31,11 @@ def within(
     if left_usd is None:
         return request
     most = most_tokens(request)
-    asked, with_answer = price(provider, model, Usage(most, 0)), price(provider, model, Usage(most, 1_000_000))
+    asked, with_answer = _dearest(most, 0, provider, model, price), _dearest(most, 1_000_000, provider, model, price)
     if asked is None or with_answer is None:
         return Denied("budget", f"no price is known of {provider}/{model}, so it cannot be kept within a budget")
     per_token = (with_answer - asked) / 1e6  # in the tier of this prompt
-    affordable = int((left_usd - asked) / per_token) if per_token else (1 << 30 if asked <= left_usd else 0)
+    affordable = int((left_usd - asked) / per_token + 1e-6) if per_token else (1 << 30 if asked <= left_usd else 0)
     affordable //= request.sampling.n
     wanted = request.sampling.max_tokens
     if affordable < min(wanted or SHORTEST, SHORTEST):
@@ -47,8 +47,15 @@ def within(
 
 def worst_usd(request: ChatRequest, provider: str, model: str, price: Price = retail_usd) -> float:
     """What `request`, made by `within`, may cost at most; 0 without a known price."""
-    most = Usage(most_tokens(request), (request.sampling.max_tokens or 0) * request.sampling.n)
-    return price(provider, model, most) or 0.0
+    answer = (request.sampling.max_tokens or 0) * request.sampling.n
+    return _dearest(most_tokens(request), answer, provider, model, price) or 0.0
+
+
+def _dearest(prompt: int, answer: int, provider: str, model: str, price: Price) -> float | None:
+    """So many tokens at most, at worst all of the prompt's written to the supplier's cache, which some ask more for."""
+    prices = [price(provider, model, Usage(prompt, answer, cache_write_tokens=written)) for written in (0, prompt)]
+    known = [found for found in prices if found is not None]
+    return max(known) if known else None
 
 
 def most_tokens(request: ChatRequest) -> int:

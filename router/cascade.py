@@ -11,6 +11,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from ..ledger.ledger import Ledger
+from ..ledger.purse import Hold
 from ..ledger.rows import AttemptRow, OutcomeRow
 from ..wire import egress
 from ..wire.backend import Backend
@@ -33,9 +34,13 @@ class Place:
 class Attempt:
     """One backend's try, being written down as it goes."""
 
-    def __init__(self, request_id: str, n: int, place: Place, ledger: Ledger, role: str = "answer") -> None:
-        """`role`: answer, repair (of one that failed its checks), judge, or shadow (nobody waits for it)."""
+    def __init__(
+        self, request_id: str, n: int, place: Place, ledger: Ledger, role: str = "answer", hold: Hold | None = None
+    ) -> None:
+        """`role`: answer, repair (of one that failed its checks), judge, or shadow (nobody waits for it). `hold`: the money
+        that is held for it, which its end settles."""
         model = place.rung.model.id
+        self._hold = hold
         self.place, self.role, self._ledger, self._clock = place, role, ledger, time.monotonic()
         backend = place.rung.supplier or "local"
         self.row = AttemptRow(uuid.uuid4().hex, request_id, n, backend, model, started_ts=time.time(), role=role)
@@ -91,6 +96,8 @@ class Attempt:
             retail_usd=self._price(),
             error=error or (self.failure.code if self.failure else None),
         )
+        if self._hold:
+            self._hold.settle(self.row.retail_usd)
         self._ledger.add(self.row)
 
     def accept(self) -> None:
@@ -121,7 +128,9 @@ async def attempt_events(request: ChatRequest, attempt: Attempt, *, keep: bool) 
                 attempt.saw(event, keep=keep)
                 yield event
     finally:
-        if attempt.failure is None and len(attempt.finishes) < request.sampling.n:
+        if attempt.failure is not None:
+            attempt.over(accepted=False)  # here, as whoever reads a Failure may read no further
+        elif len(attempt.finishes) < request.sampling.n:
             attempt.over(accepted=False, error="cancelled")
 
 

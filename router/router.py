@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..ledger.ledger import Ledger
+from ..ledger.purse import Purse
 from ..ledger.rows import RequestRow
 from ..ledger.scopes import EVERYTHING, Scopes
 from ..wire.backend import Backend, ModelInfo, Tokenizing
@@ -61,8 +62,10 @@ class Router:
         ledger: Ledger,
         waiting: Callable[[], int] = lambda: 0,
         predictor: Predictor | None = None,
+        purse: Purse | None = None,
     ) -> None:
-        """`waiting`: how many requests wait for the local models now."""
+        """`waiting`: how many requests wait for the local models now; `purse`: the budgets that suppliers are paid from."""
+        self._purse = purse
         self._policy, self._ledger, self._waiting, self._predictor = policy, ledger, waiting, predictor
         self._conversations, self._shadows = Conversations(), Shadows(policy.shadow, ledger)
         self._local = {b.models[0].id: Place(Rung(b.models[0].id, b.models[0]), b) for b in local}
@@ -178,7 +181,8 @@ class Router:
             raise denied.error(f"{denied.reason}.", param="model" if denied.gate != "context" else "messages")
         handling = Handling(decision, "" if decision.buffered else planned.places[0].rung.name, conversation)
         reviewer = self._predictor if self._reviews(planned.places) else None
-        run = Run(request, row, checks, planned.places, handling, self._policy, self._ledger, reviewer, judges, self._shadows)
+        means = (self._policy, self._ledger, reviewer, judges, self._shadows, self._purse)
+        run = Run(request, row, checks, planned.places, handling, *means)
         handling.events = run.events()
         return handling
 

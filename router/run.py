@@ -8,7 +8,9 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from ..ledger.ledger import Ledger
+from ..ledger.purse import Hold, Purse
 from ..ledger.rows import OutcomeRow, RequestRow
+from ..ledger.writer import LedgerError
 from ..wire.chat import ChatRequest, Event, Failure, Finish
 from ..wire.errors import ContextLengthExceeded
 from .budget import within, worst_usd
@@ -17,6 +19,7 @@ from .checks import Answer, Check, Verdict
 from .conversation import Conversation
 from .decision import Decision, Note
 from .judging import JUDGE_S, opinion, question
+from .paying import Paid, paid
 from .plan import Predictor
 from .policy import Denied, Policy
 from .shadow import Shadows
@@ -59,10 +62,11 @@ class Run:
         reviewer: Predictor | None = None,
         judges: Mapping[str, Place] = MappingProxyType({}),
         shadows: Shadows | None = None,
+        purse: Purse | None = None,
     ) -> None:
         """`reviewer`: who says of a local answer whether a supplier's would be better; `judges`: the models that checks ask;
-        `shadows`: who asks a supplier too, where that is wanted."""
-        self._shadows = shadows
+        `shadows`: who asks a supplier too, where that is wanted; `purse`: what calls are paid from."""
+        self._shadows, self._purse = shadows, purse
         self._held = 0.0  # US dollars of the conversation's that this request's calls may cost
         self._judges = judges
         self._reviewer = reviewer
@@ -83,8 +87,10 @@ class Run:
             if status != "failed":
                 status = "done"
                 handling.conversation.place = handling.route
-                self._shadow()
+                await self._shadow()
         finally:
+            for attempt in handling.attempts:
+                attempt.over(accepted=False, error="cancelled")  # one that was still being judged when its client left
             cost = handling.cost_usd
             # What is not known may have cost all that it could.
             handling.conversation.usd += self._held if cost is None else cost
@@ -93,7 +99,7 @@ class Run:
             end = {"route": handling.route, "status": status, "finished_ts": time.time(), "error_code": error}
             self._ledger.add(replace(self._row, decision=decision, **end))
 
-    def _shadow(self) -> None:
+    async def _shadow(self) -> None:
         """Have a supplier answer too what was kept here, if this request is one of those chosen for that."""
         answered = next(a for a in reversed(self._handling.attempts) if a.role != "judge")
         kept = self._handling.decision.mode == "auto" and not answered.place.rung.supplier
@@ -101,7 +107,7 @@ class Run:
         if self._shadows is None or not kept or place is None or not self._shadows.wants(self._row.id):
             return
         held = self._held
-        sent = self._affordable(self._request, place)
+        sent = await self._affordable(self._request, place)
         if isinstance(sent, Denied):
             return
         worst, self._held = self._held - held, held  # the shadow's to give back
@@ -112,18 +118,18 @@ class Run:
             conversation.usd += worst if usd is None else usd
 
         checks = [check for check in self._checks if check["type"] != "judge"]
-        self._shadows.begin(sent, self._row.id, len(self._handling.attempts), place, checks, over)
+        self._shadows.begin(sent.request, sent.hold, self._row.id, len(self._handling.attempts), place, checks, over)
         self._handling.note("shadow", f"{place.rung.name} is asked too, to learn from")
 
     async def _direct(self) -> AsyncGenerator[Event, None]:
         """Stream at once. A place that fails before its first word hands over to the next; checks are only recorded."""
         last: Failure | None = None
         for n, place in enumerate(self._places):
-            asked = self._affordable(self._request, place)
-            if isinstance(asked, Denied):
-                last = last or _denied(asked)
+            sent = await self._affordable(self._request, place)
+            if isinstance(sent, Denied):
+                last = last or _denied(sent)
                 continue
-            attempt, begun = self._begin(place), False
+            attempt, asked, begun = self._begin(place, sent.hold), sent.request, False
             async with aclosing(attempt_events(asked, attempt, keep=bool(self._checks))) as events:
                 async for event in events:
                     if isinstance(event, Failure) and not begun and _next_may_do_better(event, n, self._places):
@@ -151,12 +157,12 @@ class Run:
                     for event in self._give_up(last, doubted):
                         yield event
                     return
-                sent = self._affordable(asked, place)
+                sent = await self._affordable(asked, place)
                 if isinstance(sent, Denied):
                     last = last or _denied(sent)
                     break
-                attempt = self._begin(place, "repair" if turn else "answer")
-                async with aclosing(attempt_events(sent, attempt, keep=True)) as events:
+                attempt = self._begin(place, sent.hold, "repair" if turn else "answer")
+                async with aclosing(attempt_events(sent.request, attempt, keep=True)) as events:
                     async for _ in events:
                         pass
                 if attempt.failure is not None:
@@ -189,17 +195,29 @@ class Run:
         self._handling.route = doubted.place.rung.name
         return doubted.events
 
-    def _affordable(self, request: ChatRequest, place: Place) -> ChatRequest | Denied:
-        """`request` as its budgets allow it here; a denial is noted."""
+    async def _affordable(self, request: ChatRequest, place: Place) -> Paid | Denied:
+        """`request` as its budgets allow it here, with what is held for it; a denial is noted."""
         if not place.rung.supplier:
-            return request
-        found = within(request, place.price_provider, their_name(place), self._left_usd())
+            return Paid(request)
+        found: Paid | Denied | ChatRequest = within(request, place.price_provider, their_name(place), self._left_usd())
+        if not isinstance(found, Denied):
+            found = await self._held_for(found, place)
         if isinstance(found, Denied):
             self._handling.note(found.gate, f"{place.rung.name}: {found.reason}")
-        elif self._policy.conversation_usd:  # other requests of the conversation run beside this one
-            worst = worst_usd(found, place.price_provider, their_name(place))
-            self._held += worst
-            self._handling.conversation.held += worst
+        return found
+
+    async def _held_for(self, request: ChatRequest, place: Place) -> Paid | Denied:
+        """Money for it, the conversation's first: other requests of it run beside this one, and waiting lets them."""
+        worst = worst_usd(request, place.price_provider, their_name(place)) if self._policy.conversation_usd else 0.0
+        self._held += worst
+        self._handling.conversation.held += worst
+        try:
+            found = await paid(request, place, self._row, self._purse)
+        except LedgerError as error:
+            found = Denied("ledger_unavailable", error.message.rstrip("."), LedgerError)
+        if isinstance(found, Denied):
+            self._held -= worst
+            self._handling.conversation.held -= worst
         return found
 
     def _left_usd(self) -> float | None:
@@ -212,8 +230,8 @@ class Run:
         spent = self._handling.cost_usd
         return None if not known else 0.0 if spent is None else min(known) - spent
 
-    def _begin(self, place: Place, role: str = "answer", *, route: bool = True) -> Attempt:
-        attempt = Attempt(self._row.id, len(self._handling.attempts), place, self._ledger, role)
+    def _begin(self, place: Place, hold: Hold | None = None, role: str = "answer", *, route: bool = True) -> Attempt:
+        attempt = Attempt(self._row.id, len(self._handling.attempts), place, self._ledger, role, hold)
         self._handling.attempts.append(attempt)
         if route:
             self._handling.route = place.rung.name
@@ -237,12 +255,12 @@ class Run:
         """A model's word on an answer. What it costs is the request's."""
         place = self._judges[check.get("model") or "local"]
         asked = question(check, answer, self._request)
-        sent = self._affordable(asked, place)
+        sent = await self._affordable(asked, place)
         if isinstance(sent, Denied):
             return Verdict("judge", False, f"the judge could not be asked: {sent.reason}")
-        attempt = self._begin(place, "judge", route=False)
+        attempt = self._begin(place, sent.hold, "judge", route=False)
         try:
-            async with asyncio.timeout(JUDGE_S), aclosing(attempt_events(sent, attempt, keep=True)) as events:
+            async with asyncio.timeout(JUDGE_S), aclosing(attempt_events(sent.request, attempt, keep=True)) as events:
                 async for _ in events:
                     pass
         except TimeoutError:
@@ -286,7 +304,8 @@ class Run:
 
 
 def _denied(denied: Denied) -> Failure:
-    return Failure(f"{denied.reason}.", 403, "permission_error", denied.gate)
+    retry = 1.0 if denied.error.retryable else None
+    return Failure(f"{denied.reason}.", denied.error.status, denied.error.kind, denied.gate, denied.error.retryable, retry)
 
 
 def _next_may_do_better(failure: Failure, n: int, places: Sequence[Place]) -> bool:

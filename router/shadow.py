@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing
 
 from ..ledger.ledger import Ledger
+from ..ledger.purse import Hold
 from ..wire.chat import ChatRequest
 from .cascade import Attempt, Place, attempt_events, judge
 from .checks import Check
@@ -34,9 +35,20 @@ class Shadows:
         drawn = int.from_bytes(hashlib.blake2b(request_id.encode(), digest_size=8).digest()) / 2**64
         return drawn < self._share and len(self._running) < AT_ONCE
 
-    def begin(self, request: ChatRequest, request_id: str, n: int, place: Place, checks: Sequence[Check], over: Over) -> None:
-        """Ask `place` as the request's try number `n`; `over` is told its price in the end, None where that is not known."""
-        task = asyncio.create_task(self._run(request, request_id, n, place, checks, over))
+    def begin(
+        self,
+        request: ChatRequest,
+        hold: Hold | None,
+        request_id: str,
+        n: int,
+        place: Place,
+        checks: Sequence[Check],
+        over: Over,
+    ) -> None:
+        """Ask `place` as the request's try number `n`, for what is held; `over` is told its price in the end, None where that
+        is not known."""
+        attempt = Attempt(request_id, n, place, self._ledger, "shadow", hold)
+        task = asyncio.create_task(self._run(request, attempt, checks, over))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
@@ -46,10 +58,7 @@ class Shadows:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
 
-    async def _run(
-        self, request: ChatRequest, request_id: str, n: int, place: Place, checks: Sequence[Check], over: Over
-    ) -> None:
-        attempt = Attempt(request_id, n, place, self._ledger, "shadow")
+    async def _run(self, request: ChatRequest, attempt: Attempt, checks: Sequence[Check], over: Over) -> None:
         try:
             async with aclosing(attempt_events(request, attempt, keep=True)) as events:
                 async for _ in events:

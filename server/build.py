@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..harness.job import load_jobs
 from ..ledger.ledger import Ledger, default_url
+from ..ledger.purse import Purse
 from ..ledger.rows import EgressRow
 from ..router import Policy, Router
 from ..router.forecaster import Forecaster
@@ -52,7 +53,7 @@ async def build_services(settings: Settings, files: Sequence[tuple[str, Path]]) 
     allowed = frozenset(settings.router.allowed_suppliers)
     ledger = Ledger.open(settings.ledger.url or default_url())
     ledger.reconcile()
-    keyring = Keyring(ledger.engine)
+    keyring, purse = Keyring(ledger.engine), Purse(ledger.engine)
     loader = Loader(load_options(settings.engine))
     shelf: Shelf[Engine] = Shelf(settings.engine.memory_mb << 20)
     local: list[LocalBackend] = []
@@ -72,6 +73,7 @@ async def build_services(settings: Settings, files: Sequence[tuple[str, Path]]) 
         for client in clients:
             await client.close()
         await asyncio.to_thread(keyring.close)
+        await asyncio.to_thread(purse.close)
         await asyncio.to_thread(ledger.close)
 
     try:
@@ -97,7 +99,7 @@ async def build_services(settings: Settings, files: Sequence[tuple[str, Path]]) 
             clients.append(HttpBackend(profile.connection(), profile.models, egress))
             remote[name] = (profile, profile.guarded(clients[-1]))
         forecaster = Forecaster(default_root() / "router", partial(TextEncoder, EMBEDDER))
-        router = Router(local, remote, policy_of(settings), ledger, partial(_waiting, shelf), forecaster)
+        router = Router(local, remote, policy_of(settings), ledger, partial(_waiting, shelf), forecaster, purse)
         routers.append(router)
         jobs = load_jobs([CONFIGS / "jobs", default_root() / "jobs"])
     except BaseException:

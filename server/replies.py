@@ -11,7 +11,7 @@ import orjson
 from starlette.responses import Response
 
 from ..wire.chat import Failure
-from ..wire.errors import BaseloadError, InternalError
+from ..wire.errors import BaseloadError, BudgetExhausted, InternalError
 from .shapes import OPENAI, Shape
 
 log = logging.getLogger("baseload.server")
@@ -27,12 +27,18 @@ def error_reply(error: BaseloadError, headers: Mapping[str, str] | None = None, 
     extra = retry_header(error.retry_after)
     if error.status == 401:
         extra["www-authenticate"] = "Bearer"
-    return json_reply(shape.error(error), error.status, {**(headers or {}), **extra})
+    return json_reply(shape.error(error), shape.status(error), {**(headers or {}), **extra, **_no_retry(error)})
 
 
 def failure_reply(failure: Failure, headers: Mapping[str, str] | None = None, shape: Shape = OPENAI) -> Response:
     """A Failure that came before anything was sent."""
-    return json_reply(shape.failure(failure), failure.status, {**(headers or {}), **retry_header(failure.retry_after)})
+    more = {**retry_header(failure.retry_after), **_no_retry(failure)}
+    return json_reply(shape.failure(failure), shape.status(failure), {**(headers or {}), **more})
+
+
+def _no_retry(error: BaseloadError | Failure) -> dict[str, str]:
+    """The vendors' own clients try a 429 again, twice, unless they are told not to."""
+    return {"x-should-retry": "false"} if error.kind == BudgetExhausted.kind else {}
 
 
 def retry_header(seconds: float | None) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..wire import anthropic_messages, google_generate, ollama, openai_chat, openai_responses, responses_stream, sse
 from ..wire.chat import Failure
-from ..wire.errors import BaseloadError
+from ..wire.errors import BaseloadError, BudgetExhausted
 
 Chunk = Mapping[str, Any] | str
 
@@ -24,12 +24,19 @@ class Shape:
     media_type: str = "text/event-stream"
     done: bytes = b""  # the last words of a stream that broke off
     cut: Callable[[Failure], Mapping[str, Any]] | None = None  # its failure, where that looks otherwise than before the stream
+    no_money: int = 429  # the status of an exhausted budget
+
+    def status(self, error: BaseloadError | Failure) -> int:
+        """The HTTP status by which this protocol's clients know the error."""
+        return self.no_money if error.kind == BudgetExhausted.kind else error.status
 
 
 OPENAI = Shape(openai_chat.render_error, openai_chat.render_failure, done=sse.data_event(openai_chat.DONE))
 
 
-ANTHROPIC = Shape(anthropic_messages.render_error, anthropic_messages.render_failure, sse.named_event, anthropic_messages.PING)
+ANTHROPIC = Shape(
+    anthropic_messages.render_error, anthropic_messages.render_failure, sse.named_event, anthropic_messages.PING, no_money=402
+)
 # Before its first byte an answer's failure has OpenAI's shape, within a stream one of its own.
 RESPONSES = Shape(
     openai_responses.render_error, openai_responses.render_failure, sse.named_event, openai_responses.PING,

@@ -135,6 +135,14 @@ class RateLimited(BaseloadError):
         super().__init__(message, code=code, retry_after=retry_after)
 
 
+class BudgetExhausted(BaseloadError):
+    """429 `insufficient_quota` (402 in Anthropic's shape), without `Retry-After`: clients would sleep until the reset."""
+
+    status = 429
+    kind = "insufficient_quota"
+    default_code = "insufficient_quota"
+
+
 class InternalError(BaseloadError):
     """500: ours; details are in the log under the request id."""
 
