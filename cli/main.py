@@ -19,6 +19,7 @@ COMMANDS = {
     "models": "List the models in the store and those known by name.",
     "rm": "Remove a model from the store.",
     "ps": "Show what a running server serves and how busy it is.",
+    "keys": "Make, list and revoke virtual keys, and say what each may spend.",
     "ledger": "Show what was asked, how it was answered and what it cost.",
     "route": "Show what the router has learned and why a request ran where it ran.",
     "config": "Show the settings and where each comes from.",
