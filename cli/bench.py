@@ -71,3 +71,12 @@ def routing(context: typer.Context) -> None:
     from ..benchmarks.routing import main
 
     raise typer.Exit(main(context.args) or 0)
+
+
+@app.command(context_settings=PASS_ON)
+@fail_cleanly
+def routing_tools(context: typer.Context) -> None:
+    """What it wins to buy only the tool calls that fail their check."""
+    from ..benchmarks.routing_tools import main
+
+    raise typer.Exit(main(context.args) or 0)
