@@ -1,7 +1,7 @@
-"""`baseload bench routing-tools`: what it wins to ask a strong model only where the weak one's tool calls fail the router's check.
+"""`baseload bench routing-tools`: ask a strong model only where the weak one's tool calls fail the router's check.
 
-Nothing is learned. Each recorded answer becomes the calls that a supplier's parser would have made of it, and the check that the
-router runs (`tool_call` of router/checks.py) says whether it is kept. Answers that are not at hand are left out, and counted.
+Nothing is learned. Each recorded answer becomes the calls that a supplier's parser would have made of it, and the check that
+the router runs (`tool_call` of router/checks.py) says whether it is kept. Answers that are not at hand are left out and counted.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ GROUPS = {
 class Row:
     """One weak model over a group of tasks. Fractions. `recovered`: of the gap to the strong model; None where there is none.
 
-    `false_alarms`: of the answers that are right, those that the check sends on; `missed`: of those that are wrong, those that it
-    keeps. `no_answer`: tasks left out, for want of the model's words.
+    `false_alarms`: of the answers that are right, those that the check sends on; `missed`: of the wrong, those that it keeps.
+    `no_answer`: tasks left out, for want of the model's words.
     """
 
     model: str
@@ -105,18 +105,19 @@ def measure(tasks: Sequence[ToolTask], folder: Path, weak: str, strong: str, ope
 
 
 def passes(task: ToolTask, answer: Any, needs_call: bool, open_schemas: bool = False) -> bool:
-    """Whether the router would keep the answer: whether the check passes. `needs_call`: the request asks for a call (`required`);
+    """Whether the router would keep the answer: whether the check passes. `needs_call`: the request asks for one (`required`);
     without, an answer that calls nothing passes."""
-    tools = [_offered(tool, open_schemas, dotted=not is_structured(answer)) for tool in task.tools]
-    request = ChatRequest("auto", tools=tuple(tools))
     made = calls(answer, task.language)
+    # Interfaces that parse calls by themselves allow no dots in names, and had the tools without.
+    dotted = not is_structured(answer) or any("." in call.name for call in made)
+    request = ChatRequest("auto", tools=tuple(_offered(tool, open_schemas, dotted=dotted) for tool in task.tools))
     text = answer if isinstance(answer, str) and not made else ""
     [verdict] = checks.run([{"type": "tool_call", "required": needs_call}], Answer(text, "tool_calls", made, request))
     return verdict.passed
 
 
 def _offered(tool: ToolSpec, open_schemas: bool, *, dotted: bool) -> ToolSpec:
-    """The tool as the model had it: interfaces allow no dots in names. Closed, as strict tools are, unless asked otherwise."""
+    """The tool as the model had it; closed, as strict tools are, unless asked otherwise."""
     closed = {} if open_schemas else {"additionalProperties": False}
     return replace(tool, name=tool.name if dotted else tool.name.replace(".", "_"), parameters={**tool.parameters, **closed})
 
@@ -130,10 +131,10 @@ def _row(model: str, group: str, tasks: Sequence[ToolTask], no_answer: int, pass
     point = recovered(ours, theirs, mixed)
     interval = None
     if point is not None and len(ends) == DRAWS:
-        interval = Spread(float(np.mean(ends)), *(float(np.percentile(ends, q)) for q in (2.5, 97.5)), DRAWS)
+        interval = Spread(float(np.mean(ends)), float(np.percentile(ends, 2.5)), float(np.percentile(ends, 97.5)), DRAWS)
     return Row(
-        model, group, len(tasks), no_answer, float(ours.mean()), float(theirs.mean()), float((~passed).mean()), float(mixed.mean()),
-        point, interval, _share(~passed, ours > 0), _share(passed, ours == 0),
+        model, group, len(tasks), no_answer, float(ours.mean()), float(theirs.mean()), float((~passed).mean()),
+        float(mixed.mean()), point, interval, _share(~passed, ours > 0), _share(passed, ours == 0),
     )  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """What the Berkeley function-calling leaderboard published (2024), read from a folder: tasks, tools, answers, outcomes.
 
 `outcomes`: CSV with `category`, `id` (from 1, within a category), `question` and a column of 0 and 1 for each model.
-`questions`: files `*_<category>.json` of JSON lines with `question` and `function`. `answers`: a folder for each model, with files
-`*_<category>_result.json` of JSON lines with `id` and `result`. None of it is part of Baseload.
+`questions`: files `*_<category>.json` of JSON lines with `question` and `function`. `answers`: a folder for each model, with
+files `*_<category>_result.json` of JSON lines with `id` and `result`. None of it is part of Baseload.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from ..wire.errors import BadRequest
 
 FIXED = {"category", "id", "question", "n_functions", "schema_chars"}
 TYPES = {
-    "dict": "object", "float": "number", "tuple": "array", "list": "array", "double": "number", "long": "integer", "int": "integer",
-    "bool": "boolean", "str": "string",
+    "dict": "object", "float": "number", "tuple": "array", "list": "array", "double": "number", "long": "integer",
+    "int": "integer", "bool": "boolean", "str": "string",
 }  # fmt: skip
 JSON_TYPES = {"object", "array", "string", "number", "integer", "boolean", "null"}
 LANGUAGES = ("java", "javascript")

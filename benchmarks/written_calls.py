@@ -1,7 +1,7 @@
 """Calls as models write them into text, to calls with JSON arguments: what a supplier's own parser would have handed over.
 
 Four forms: `[f(a=1), g(b="x")]` as Python reads it; the same in Java or JavaScript, whose values are kept as they are written;
-`<tool_call>{"name": ..., "arguments": ...}</tool_call>`; and lists of `{name: arguments}` from interfaces that parse by themselves.
+`<tool_call>{"name": ..., "arguments": ...}</tool_call>`; and lists of `{name: arguments}`, from interfaces that parse.
 What is none of these is no call. Arguments without a name are lost: a tool is given its arguments by name.
 """
 
@@ -60,6 +60,7 @@ def _json_call(text: str) -> Any:
         said = json.loads(_AROUND.sub("", text).strip())
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return None
+    said = said.get("tool_calls", said) if isinstance(said, dict) else said
     said = said if isinstance(said, list) else [said]
     return said if said and all(isinstance(one, dict) for one in said) else None
 
@@ -117,7 +118,11 @@ def _number(node: ast.expr) -> Any:
     left, right = (_number(side) for side in (node.left, node.right)) if isinstance(node, ast.BinOp) else (None, None)
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
         return node.value
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(inner := _number(node.operand), int | float):
+    if (
+        isinstance(node, ast.UnaryOp)
+        and isinstance(node.op, ast.USub)
+        and isinstance(inner := _number(node.operand), int | float)
+    ):
         return -inner
     if isinstance(node, ast.BinOp) and isinstance(left, int | float) and isinstance(right, int | float):
         if isinstance(node.op, ast.Add | ast.Sub):
@@ -136,7 +141,9 @@ def _foreign(text: str) -> ToolCall:
     if found is None or text[found.end() : found.end() + 1] != "(" or not text.endswith(")"):
         raise NoCall
     pairs = [part.partition("=") for part in _parts(text[found.end() + 1 : -1])]
-    return _call(found[0], {key.strip(): value.strip().strip("\"'") for key, equals, value in pairs if equals and _is_name(key)})
+    return _call(
+        found[0], {key.strip(): value.strip().strip("\"'") for key, equals, value in pairs if equals and _is_name(key)}
+    )
 
 
 def _is_name(text: str) -> bool:
