@@ -4,7 +4,8 @@ A call goes out only if its worst case fits: every byte of the prompt a token (n
 as it may get, which is cut to what is left.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +20,13 @@ PER_MESSAGE = 16  # tokens that a template may put around one
 PER_IMAGE = 3000  # tokens; vendors count some 260 to 1,600 for one
 LONGEST = 8192  # tokens of an answer, under a budget, where the client says no length: what nearly all models can write
 SHORTEST = 256  # tokens of an answer that is worth its prompt, where the client asks for no fewer
+# Fields that are handed on and have prices of their own, with the values that cost nothing more; and tools that suppliers run.
+PRICED_APART: dict[str, tuple[Any, ...]] = {
+    "service_tier": ("default", "standard", "standard_only", "flex"), "web_search_options": (), "modalities": (["text"],),
+    "audio": (), "prediction": (), "mcp_servers": (), "container": (), "background": (False,),
+}  # fmt: skip
+CLIENTS_TOOLS = ("function", "custom", "namespace", "local_shell", "shell", "apply_patch")  # that cost tokens alone
+CLIENTS_FAMILIES = ("bash_", "text_editor_", "computer_", "memory_")  # by the first part of a dated name
 FIELDS = {"openai_chat": "max_completion_tokens", "openai_responses": "max_output_tokens", "anthropic_messages": "max_tokens"}
 Price = Callable[[str, str, Usage], float | None]
 
@@ -30,8 +38,9 @@ def within(
     `longest`: tokens of an answer of which the client says no length."""
     if left_usd is None:
         return request
-    most = most_tokens(request)
-    asked, with_answer = _dearest(most, 0, provider, model, price), _dearest(most, 1_000_000, provider, model, price)
+    if extra := priced_apart(request):
+        return Denied("budget", f"{extra} has a price of its own, so the request cannot be kept within a budget")
+    asked, with_answer = (_worst(request, answer, provider, model, price) for answer in (0, 1_000_000))
     if asked is None or with_answer is None:
         return Denied("budget", f"no price is known of {provider}/{model}, so it cannot be kept within a budget")
     per_token = (with_answer - asked) / 1e6  # in the tier of this prompt
@@ -47,15 +56,40 @@ def within(
 
 def worst_usd(request: ChatRequest, provider: str, model: str, price: Price = retail_usd) -> float:
     """What `request`, made by `within`, may cost at most; 0 without a known price."""
-    answer = (request.sampling.max_tokens or 0) * request.sampling.n
-    return _dearest(most_tokens(request), answer, provider, model, price) or 0.0
+    return _worst(request, (request.sampling.max_tokens or 0) * request.sampling.n, provider, model, price) or 0.0
 
 
-def _dearest(prompt: int, answer: int, provider: str, model: str, price: Price) -> float | None:
-    """So many tokens at most, at worst all of the prompt's written to the supplier's cache, which some ask more for."""
-    prices = [price(provider, model, Usage(prompt, answer, cache_write_tokens=written)) for written in (0, prompt)]
-    known = [found for found in prices if found is not None]
-    return max(known) if known else None
+def priced_apart(request: ChatRequest) -> str:
+    """What of the client's body, which a supplier of its protocol gets as it is, costs more than tokens do; "" for nothing."""
+    for name, free in PRICED_APART.items():
+        if request.body.get(name) not in (None, [], {}, *free):
+            return f"the field {name}"
+    tools = request.body.get("tools")
+    for tool in tools if isinstance(tools, list) else ():
+        if isinstance(tool, dict) and (kind := _suppliers_own(request.protocol, tool)):
+            return f"a tool of type {kind[:40]}"
+    if request.protocol == "anthropic_messages" and re.search(rb'"ttl":"(?!5m)', orjson.dumps(request.body, default=str)):
+        return "a cache that lives longer"
+    return ""
+
+
+def _suppliers_own(protocol: str, tool: Mapping[str, Any]) -> str:
+    """What a tool is called that the supplier runs itself; "" for the client's own."""
+    if protocol == "google_generate":  # a tool is named by its key there
+        return next((key for key in tool if key not in ("functionDeclarations", "function_declarations")), "")
+    kind = tool.get("type")
+    own = not isinstance(kind, str) or kind in CLIENTS_TOOLS or kind.startswith(CLIENTS_FAMILIES)
+    return "" if own else str(kind)
+
+
+def _worst(request: ChatRequest, answer: int, provider: str, model: str, price: Price) -> float | None:
+    """US dollars of the prompt at its dearest, written to a cache where that is asked for, and an answer of so many tokens."""
+    most = most_tokens(request)
+    plain = price(provider, model, Usage(most, answer))
+    if plain is None or b"cache_control" not in orjson.dumps(request.body, default=str):
+        return plain
+    written = price(provider, model, Usage(most, answer, cache_write_tokens=most))
+    return None if written is None else max(plain, written)
 
 
 def most_tokens(request: ChatRequest) -> int:

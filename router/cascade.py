@@ -6,7 +6,7 @@ without streams at once. After the first word nothing is tried again: what break
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
@@ -20,6 +20,7 @@ from . import checks as definitions
 from .checks import Answer, Check, Judge, Verdict, calls_of
 from .cost import retail_usd
 from .policy import Rung
+from .suppliers.resilience import repeats
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,12 @@ class Attempt:
         self._first_token_s: float | None = None
         self._usage: Usage | None = None
         self._ended = False
+        self.worst_usd: float | None = None  # what its call may cost, under a budget
+        self.tries, self.unknown = (
+            1,
+            0,
+        )  # calls that were made; those before the last that may be asked for, nobody knows how much
+        self.again: Callable[[], bool] = lambda: True  # whether such a call may be made once more
         ledger.add(self.row)
 
     def saw(self, event: Event, *, keep: bool) -> None:
@@ -66,6 +73,20 @@ class Attempt:
             self.failure = event
         if keep:
             self.events.append(event)
+
+    def repeated(self, failure: Failure) -> bool:
+        """A call failed without a word, and would be made again: whether it may. It gets a row of its own."""
+        self.unknown += failure.unanswered
+        if failure.unanswered and not self.again():
+            self.unknown -= 1
+            return False
+        paid = None if failure.unanswered or not self.place.price_provider else 0.0
+        lost = {"duration_s": time.monotonic() - self._clock, "retail_usd": paid, "error": failure.code}
+        self._ledger.add(replace(self.row, id=uuid.uuid4().hex, **lost))
+        self.tries, self._clock = self.tries + 1, time.monotonic()
+        self.row = replace(self.row, n=self.row.n + 1, started_ts=time.time())
+        self._ledger.add(self.row)
+        return True
 
     def answers(self, n: int) -> list[Answer]:
         """The n choices, as the checks see them."""
@@ -110,18 +131,28 @@ class Attempt:
         """What it costs at list price, once its events have ended, judged or not."""
         return self.row.retail_usd if self._ended else self._price()
 
+    @property
+    def at_most_usd(self) -> float | None:
+        """The same with all of its calls, each that nobody knows the price of as its worst case. None without a budget."""
+        own = self.retail_usd if self.retail_usd is not None else self.worst_usd
+        if own is None or not self.unknown:
+            return own
+        return None if self.worst_usd is None else own + self.unknown * self.worst_usd
+
     def _price(self) -> float | None:
-        """US dollars. None for the local model and where no price or no usage is known; a call that never got a word of an
-        answer cost nothing."""
+        """US dollars. None for the local model and where no price or no usage is known; a call that was refused cost nothing,
+        one that broke off without a word may have."""
         provider = self.place.price_provider
         if not provider or self._usage is None:
-            return 0.0 if provider and self.failure and self._first_token_s is None else None
+            refused = self.failure is not None and not self.failure.unanswered and self._first_token_s is None
+            return 0.0 if provider and refused else None
         return retail_usd(provider, their_name(self.place), self._usage)
 
 
 async def attempt_events(request: ChatRequest, attempt: Attempt, *, keep: bool) -> AsyncGenerator[Event, None]:
     """The backend's events, noted on their way. Leaving early stops the backend and closes the row."""
     egress.request_id.set(attempt.row.request_id)
+    repeats.set(attempt.repeated)
     try:
         async with aclosing(attempt.place.backend.generate(replace(request, model=their_name(attempt.place)))) as events:
             async for event in events:

@@ -13,7 +13,7 @@ from ..ledger.purse import Hold, Purse
 from ..ledger.rows import RequestRow
 from ..wire.chat import ChatRequest, Usage
 from ..wire.errors import BudgetExhausted
-from .budget import within, worst_usd
+from .budget import priced_apart, within, worst_usd
 from .cascade import Place, their_name
 from .cost import retail_usd
 from .policy import Denied
@@ -45,6 +45,8 @@ async def paid(request: ChatRequest, place: Place, row: RequestRow, purse: Purse
             return Paid(request)
         if retail_usd(provider, model, Usage(1, 1)) is None:
             return Denied("budget", f"no price is known of {provider}/{model}, so it cannot be paid from a budget")
+        if extra := priced_apart(request):
+            return Denied("budget", f"{extra} has a price of its own, so the request cannot be paid from a budget")
         found = within(request, provider, model, left.usd)
         if isinstance(found, Denied):
             return _exhausted(left.budget)

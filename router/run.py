@@ -8,7 +8,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from ..ledger.ledger import Ledger
-from ..ledger.purse import Hold, Purse
+from ..ledger.purse import Purse
 from ..ledger.rows import OutcomeRow, RequestRow
 from ..ledger.writer import LedgerError
 from ..wire.chat import ChatRequest, Event, Failure, Finish
@@ -38,9 +38,14 @@ class Handling:
     @property
     def cost_usd(self) -> float | None:
         """What suppliers ask for it at list price; None where one of them has no known price."""
-        prices = [a.retail_usd for a in self.attempts if a.place.rung.supplier]
+        prices = [None if a.unknown else a.retail_usd for a in self.attempts if a.place.rung.supplier]
         known = [p for p in prices if p is not None]
         return sum(known) if len(known) == len(prices) else None
+
+    @property
+    def tries(self) -> int:
+        """Calls of models so far."""
+        return sum(a.tries for a in self.attempts)
 
     def note(self, by: str, why: str, numbers: Mapping[str, float] = MappingProxyType({})) -> None:
         """Add to the reasons."""
@@ -118,18 +123,20 @@ class Run:
             conversation.usd += worst if usd is None else usd
 
         checks = [check for check in self._checks if check["type"] != "judge"]
-        self._shadows.begin(sent.request, sent.hold, self._row.id, len(self._handling.attempts), place, checks, over)
+        self._shadows.begin(sent.request, sent.hold, self._row.id, self._handling.tries, place, checks, over)
         self._handling.note("shadow", f"{place.rung.name} is asked too, to learn from")
 
     async def _direct(self) -> AsyncGenerator[Event, None]:
         """Stream at once. A place that fails before its first word hands over to the next; checks are only recorded."""
         last: Failure | None = None
         for n, place in enumerate(self._places):
+            if self._tried_enough():
+                break
             sent = await self._affordable(self._request, place)
             if isinstance(sent, Denied):
                 last = last or _denied(sent)
                 continue
-            attempt, asked, begun = self._begin(place, sent.hold), sent.request, False
+            attempt, asked, begun = self._begin(place, sent), sent.request, False
             async with aclosing(attempt_events(asked, attempt, keep=bool(self._checks))) as events:
                 async for event in events:
                     if isinstance(event, Failure) and not begun and _next_may_do_better(event, n, self._places):
@@ -152,8 +159,7 @@ class Run:
         last: Failure | list[Verdict] = []
         for n, place in enumerate(self._places):
             for turn in range(1 if place.rung.supplier else 1 + self._policy.repairs):
-                if sum(a.role != "judge" for a in self._handling.attempts) >= self._policy.max_attempts:
-                    self._handling.note("attempts", f"{self._policy.max_attempts} tries are all that the policy allows")
+                if self._tried_enough():
                     for event in self._give_up(last, doubted):
                         yield event
                     return
@@ -161,7 +167,7 @@ class Run:
                 if isinstance(sent, Denied):
                     last = last or _denied(sent)
                     break
-                attempt = self._begin(place, sent.hold, "repair" if turn else "answer")
+                attempt = self._begin(place, sent, "repair" if turn else "answer")
                 async with aclosing(attempt_events(sent.request, attempt, keep=True)) as events:
                     async for _ in events:
                         pass
@@ -227,15 +233,40 @@ class Run:
         limits = [self._request.extras.budget_usd, policy.max_usd or None]
         limits.append(policy.conversation_usd - said if policy.conversation_usd else None)
         known = [limit for limit in limits if limit is not None]
-        spent = self._handling.cost_usd
-        return None if not known else 0.0 if spent is None else min(known) - spent
+        if not known:
+            return None
+        spent = [a.at_most_usd for a in self._handling.attempts if a.place.rung.supplier]
+        known_costs = [usd for usd in spent if usd is not None]
+        return min(known) - sum(known_costs) if len(known_costs) == len(spent) else 0.0
 
-    def _begin(self, place: Place, hold: Hold | None = None, role: str = "answer", *, route: bool = True) -> Attempt:
-        attempt = Attempt(self._row.id, len(self._handling.attempts), place, self._ledger, role, hold)
+    def _tried_enough(self, more: int = 1) -> bool:
+        """Whether `more` tries are not allowed, which is noted. Calls that broke off without a word count too."""
+        tries = sum(1 + a.unknown for a in self._handling.attempts if a.role != "judge")
+        if tries + more <= self._policy.max_attempts:
+            return False
+        self._handling.note("attempts", f"{self._policy.max_attempts} tries are all that the policy allows")
+        return True
+
+    def _begin(self, place: Place, sent: Paid, role: str = "answer", *, route: bool = True) -> Attempt:
+        attempt = Attempt(self._row.id, self._handling.tries, place, self._ledger, role, sent.hold)
+        if place.rung.supplier and self._left_usd() is not None:
+            attempt.worst_usd = worst_usd(sent.request, place.price_provider, their_name(place))
+        # What is held pays for one call.
+        attempt.again = lambda: sent.hold is None and self._may_repeat(attempt)
         self._handling.attempts.append(attempt)
         if route:
             self._handling.route = place.rung.name
         return attempt
+
+    def _may_repeat(self, attempt: Attempt) -> bool:
+        """Whether a call that broke off without a word may be made again: it may have to be paid for twice."""
+        left = self._left_usd()
+        if (left is not None and left < 0) or self._tried_enough(0):  # it is counted by now
+            return False
+        if self._policy.conversation_usd and attempt.worst_usd is not None:
+            self._held += attempt.worst_usd
+            self._handling.conversation.held += attempt.worst_usd
+        return True
 
     async def _judged(self, attempt: Attempt) -> list[Verdict]:
         """All checks' verdicts. A model is asked only for what has passed the others, and not from one of the few threads."""
@@ -258,7 +289,7 @@ class Run:
         sent = await self._affordable(asked, place)
         if isinstance(sent, Denied):
             return Verdict("judge", False, f"the judge could not be asked: {sent.reason}")
-        attempt = self._begin(place, sent.hold, "judge", route=False)
+        attempt = self._begin(place, sent, "judge", route=False)
         try:
             async with asyncio.timeout(JUDGE_S), aclosing(attempt_events(sent.request, attempt, keep=True)) as events:
                 async for _ in events:

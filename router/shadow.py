@@ -48,6 +48,7 @@ class Shadows:
         """Ask `place` as the request's try number `n`, for what is held; `over` is told its price in the end, None where that
         is not known."""
         attempt = Attempt(request_id, n, place, self._ledger, "shadow", hold)
+        attempt.again = lambda: False  # nobody waits for it
         task = asyncio.create_task(self._run(request, attempt, checks, over))
         self._running.add(task)
         task.add_done_callback(self._running.discard)

@@ -262,6 +262,7 @@ class Failure:
     code: str | None = "internal_error"
     retryable: bool = False
     retry_after: float | None = None
+    unanswered: bool = False  # the other side may have worked on it, and ask for that, though no end of an answer came
 
 
 Event = TextDelta | ReasoningDelta | ToolCallDelta | Extension | Usage | Finish | Failure

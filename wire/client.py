@@ -9,14 +9,14 @@ import math
 import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
 
 from .backend import ModelInfo
 from .chat import EFFORTS, ChatRequest, Effort, Event, Failure, Finish
-from .egress import NETWORK_ERRORS, Egress, Response, Session, what_broke
+from .egress import NETWORK_ERRORS, Egress, Response, Session, was_sent, what_broke
 from .errors import BaseloadError
 from .protocols import PROTOCOLS
 from .sse import SseParser, TooLong
@@ -39,6 +39,7 @@ class Connection:
     api_key: str | None = None
     headers: Mapping[str, str] | None = None
     drop_fields: tuple[str, ...] = ()
+    rename_fields: Mapping[str, str] = field(default_factory=dict)  # what the protocol calls a field -> what this server does
     connect_s: float = 10.0
     first_byte_s: float = 60.0
     between_bytes_s: float = 60.0  # between whole lines: a line that drips in is silence
@@ -81,7 +82,7 @@ class HttpBackend:
         except TooLong:
             yield _broken(f"The supplier {self.connection.name} sent more than is taken.")
         except NETWORK_ERRORS as error:
-            yield _broken(f"The supplier {self.connection.name} {what_broke(error)}.")
+            yield _broken(f"The supplier {self.connection.name} {what_broke(error)}.", unanswered=was_sent(error))
         except Exception:
             log.exception("a call to the supplier %s went wrong", self.connection.name)
             yield Failure(f"The call to the supplier {self.connection.name} went wrong.")
@@ -90,7 +91,7 @@ class HttpBackend:
         of = self.connection
         known = next((info.efforts for info in self._models if info.id in (request.model, f"{of.name}/{request.model}")), ())
         asked = replace(request, effort=nearest(request.effort, known))
-        body = self._protocol.request(asked, request.model, of.drop_fields)
+        body = renamed(self._protocol.request(asked, request.model, of.drop_fields), of.rename_fields)
         headers = {**self._protocol.headers(of.api_key), **(of.headers or {}), "idempotency-key": uuid.uuid4().hex}
         headers["content-type"] = "application/json"
         url = of.base_url.rstrip("/") + self._protocol.path(request.model)
@@ -207,6 +208,18 @@ async def _rest(response: Response) -> None:
         response.close()  # which leaves one alone that was given back
 
 
+def renamed(body: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """`body` with its fields as a server calls them. Of two limits that come to be one, the smaller holds."""
+    out = dict(body)
+    for name, theirs in names.items():
+        if name not in out:
+            continue
+        value, other = out.pop(name), out.get(theirs)
+        both = isinstance(value, int) and isinstance(other, int)
+        out[theirs] = min(value, other) if both else value if value is not None else other
+    return out
+
+
 def _code(body: Any) -> str:
     """The code or type of an error object, fit for a log."""
     error = body.get("error") if isinstance(body, dict) else None
@@ -223,8 +236,8 @@ def _seconds(text: str | None) -> float | None:
     return min(max(seconds, 0.0), 300.0) if math.isfinite(seconds) else None
 
 
-def _broken(message: str) -> Failure:
-    return Failure(message, 502, "server_error", "upstream_error", retryable=True)
+def _broken(message: str, *, unanswered: bool = True) -> Failure:
+    return Failure(message, 502, "server_error", "upstream_error", retryable=True, unanswered=unanswered)
 
 
 def nearest(effort: Effort | None, known: Sequence[Effort]) -> Effort | None:

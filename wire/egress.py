@@ -57,6 +57,11 @@ def what_broke(error: BaseException) -> str:
     return "broke off its answer"
 
 
+def was_sent(error: BaseException) -> bool:
+    """Whether the other side may have got the request before this: it may have worked on it, and ask for that."""
+    return not isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError | ConnectionRefusedError)
+
+
 def is_loopback(host: str) -> bool:
     """Whether `host` is this machine, by its name or its number alone; nothing is looked up."""
     if host.lower() in LOOPBACK_NAMES:

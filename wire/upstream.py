@@ -42,7 +42,7 @@ class ChunkParser:
     def fail(self, message: str) -> list[Event]:
         """The end, for what is wrong with the answer."""
         self.ended = True
-        return [Failure(message, 502, "server_error", "upstream_error", retryable=True)]
+        return [Failure(message, 502, "server_error", "upstream_error", retryable=True, unanswered=True)]
 
     def refuse(self, said: Any, status: int = 502) -> list[Event]:
         """The end, for an error that the supplier itself tells of."""

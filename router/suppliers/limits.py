@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ...wire.backend import Backend, ModelInfo
 from ...wire.chat import ChatRequest, Event, Failure, Usage
 
+REFUSED = "supplier_limit"  # the code of what was not sent: it says nothing of the supplier
 BURST_S = 10.0  # what was not used of the last so many seconds may be used at once
 
 
@@ -94,4 +95,4 @@ class Limited:
 
     def _refusal(self, wait: float) -> Failure:
         message = f"The supplier {self._name} has been asked as much as its limits allow."
-        return Failure(message, 429, "rate_limit_error", "supplier_limit", retryable=True, retry_after=max(1.0, wait))
+        return Failure(message, 429, "rate_limit_error", REFUSED, retryable=True, retry_after=max(1.0, wait))

@@ -5,7 +5,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -38,6 +38,7 @@ class SupplierProfile:
     api_key_env: str = ""  # the environment variable that holds the key; empty: none is needed
     models: tuple[ModelInfo, ...] = ()
     drop_fields: tuple[str, ...] = ()  # request fields that it refuses
+    rename_fields: Mapping[str, str] = field(default_factory=dict)  # what the protocol calls a field -> what it calls it
     price_provider: str = ""
     connect_s: float = 10.0
     first_byte_s: float = 60.0
@@ -60,15 +61,16 @@ class SupplierProfile:
         return ""
 
     def guarded(self, backend: Backend) -> Backend:
-        """`backend` with retries, breakers and this supplier's limits."""
-        return Limited(
-            Resilient(backend, self.name),
+        """`backend` with retries, breakers and this supplier's limits, which a retry keeps to like any other call."""
+        limited = Limited(
+            backend,
             self.name,
             at_once=self.max_concurrent,
             requests_per_minute=self.requests_per_minute,
             tokens_per_minute=self.tokens_per_minute,
             patience_s=self.patience_s,
         )
+        return Resilient(limited, self.name)
 
     def connection(self) -> Connection:
         """How wire/client.py is to call it."""
@@ -78,6 +80,7 @@ class SupplierProfile:
             protocol=self.kind,
             api_key=os.environ.get(self.api_key_env) if self.api_key_env else None,
             drop_fields=self.drop_fields,
+            rename_fields=self.rename_fields,
             connect_s=self.connect_s,
             first_byte_s=self.first_byte_s,
             between_bytes_s=self.between_bytes_s,
@@ -113,6 +116,9 @@ def parse_profile(name: str, table: Mapping[str, Any]) -> SupplierProfile:
     if not isinstance(drop, list | tuple) or not all(isinstance(f, str) for f in drop):
         raise SupplierError(f"supplier {name}: drop_fields must be a list of names")
     values["drop_fields"] = tuple(drop)
+    rename = values.get("rename_fields", {})
+    if not isinstance(rename, dict) or not all(isinstance(theirs, str) and theirs for theirs in rename.values()):
+        raise SupplierError(f"supplier {name}: rename_fields must be a table of names")
     return SupplierProfile(name=name, **values)
 
 

@@ -9,15 +9,19 @@ import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 from ...wire.backend import Backend, ModelInfo
 from ...wire.chat import ChatRequest, Event, Failure
+from .limits import REFUSED
 
 MAX_RETRIES = 2
 RETRY_SHARE, RETRY_FLOOR = 0.2, 3  # of the live requests, as Envoy's retry budget
 BACKOFF_S, LONGEST_WAIT_S = 0.25, 20.0
 OPEN_AFTER, OPEN_S, OPEN_LONGEST_S = 5, 10.0, 300.0
+# Told of a call that failed without a word and is to be made again: says whether it may. Of the task that reads the answer.
+repeats: ContextVar[Callable[[Failure], bool]] = ContextVar("repeats")
 
 
 class RetryBudget:
@@ -130,6 +134,11 @@ class Resilient:
                 if begun or not failure.retryable or not self._may_retry(failure, retries):
                     yield failure
                     return
+                if (told := repeats.get(None)) is not None and not told(failure):
+                    if not retries:
+                        self.budget.give_back()
+                    yield failure
+                    return
                 retries += 1
                 await self._sleep(_wait_s(failure, retries))
         finally:
@@ -139,7 +148,7 @@ class Resilient:
 
     def _may_retry(self, failure: Failure, retries: int) -> bool:
         """One place in the budget serves all retries of a request. A supplier that asks for a long pause is not asked again."""
-        if retries >= MAX_RETRIES or (failure.retry_after or 0) > LONGEST_WAIT_S:
+        if failure.code == REFUSED or retries >= MAX_RETRIES or (failure.retry_after or 0) > LONGEST_WAIT_S:
             return False
         return retries > 0 or self.budget.take()
 
@@ -152,6 +161,8 @@ class Resilient:
 def _judge(breaker: Breaker, failure: Failure | None, probe: bool) -> None:
     if breaker.open_until is not None and not probe:
         return  # a call from before the breaker opened
+    if failure is not None and failure.code == REFUSED:
+        return  # it was never sent
     # A refusal of the request (4xx) says that the supplier works; 429 that it is alive but wants a pause.
     if failure is None or (400 <= failure.status < 500 and failure.status != 429):
         breaker.succeeded()

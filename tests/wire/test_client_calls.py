@@ -126,6 +126,20 @@ async def test_a_name_that_does_not_resolve(monkeypatch: pytest.MonkeyPatch):
     assert "does not resolve" in failure.message and failure.retryable
 
 
+@pytest.mark.parametrize("said", [b"", STREAM, STREAM + WORD % b"null", STREAM + b"data: {\n\n", None])
+async def test_a_call_that_broke_off_may_be_asked_for_and_one_that_was_refused_or_never_made_is_not(said: bytes | None):
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(reply(503, b"{}") if said is None else said)
+        await writer.drain()
+        writer.close()
+
+    async with listening(answer) as (port, _):
+        failure = only_failure(await collect(backend(f"http://127.0.0.1:{port}")))
+    assert failure.unanswered == (said is not None)
+    nobody = only_failure(await collect(backend(f"http://127.0.0.1:{port}")))
+    assert not nobody.unanswered
+
+
 @pytest.mark.parametrize("reason", ["error", "abort", "cancelled"])
 def test_an_answer_that_its_server_gave_up_is_no_answer(reason: str):
     parser = StreamParser(2)
