@@ -1,7 +1,7 @@
 """`baseload bench routing-tools`: ask a strong model only where the weak one's tool calls fail the router's check.
 
 Nothing is learned. Each recorded answer becomes the calls that a supplier's parser would have made of it, and the check that
-the router runs (`tool_call` of router/checks.py) says whether it is kept. Answers that are not at hand are left out and counted.
+the router runs (`tool_call` of router/checks.py) says whether it is kept. Answers that are not there are left out and counted.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from .written_calls import calls, is_structured
 
 SCHEMA = "baseload.bench.routing-tools/1"
 DRAWS = 1000  # of the bootstrap
+UNREAD = 0.05  # a model of whose right answers more are sent on writes calls in a form of its own, which is not read here
 # The leaderboard's groups. In the last, no tool fits the question, and calling none is right.
 GROUPS = {
     "graded by syntax": (
@@ -82,7 +83,7 @@ def routing_tools(
     found = [row for name in weak or known if name != strong for row in measure(tasks, answered, name, strong, open_schemas)]
     found.sort(key=lambda row: (row.group, -(row.recovered if row.recovered is not None else -9)))
     for group in GROUPS:
-        Console(width=150).print(table(group, strong, [row for row in found if row.group == group]))
+        Console(width=180).print(table(group, strong, [row for row in found if row.group == group]))
     if json_path:
         report = {
             "schema": SCHEMA, "created": datetime.now(UTC).isoformat(timespec="seconds"), "machine": describe(),
@@ -151,11 +152,13 @@ def _share(event: np.ndarray, among: np.ndarray) -> float:
 def table(group: str, strong: str, rows: Sequence[Row]) -> Table:
     """The models, the best served first."""
     n = rows[0].tasks if rows else 0
+    read = [row for row in rows if row.false_alarms <= UNREAD]
     out = Table(
         "weak model", "tasks", "right %", "sent on %", "then right %", "of the gap %", "95%", "sent on though right %",
         "kept though wrong %", title=f"{group}: {n} tasks, {strong} behind",
+        caption=_left_out([row for row in rows if row not in read]),
     )  # fmt: skip
-    for row in rows:
+    for row in read:
         gap = "no gap" if row.recovered is None else f"{row.recovered:.1%}"
         ends = f"{row.interval.low:.0%} to {row.interval.high:.0%}" if row.interval else ""
         out.add_row(
@@ -163,6 +166,12 @@ def table(group: str, strong: str, rows: Sequence[Row]) -> Table:
             f"{row.false_alarms:.1%}", f"{row.missed:.1%}",
         )  # fmt: skip
     return out
+
+
+def _left_out(rows: Sequence[Row]) -> str | None:
+    """What a table says of the models whose words the converter does not read: of them nothing is known here."""
+    names = ", ".join(f"{row.model} ({row.false_alarms:.0%})" for row in rows)
+    return f"Not shown, for their way of writing calls is not read (right answers sent on): {names}" if rows else None
 
 
 def main(words: Sequence[str] | None = None) -> int:

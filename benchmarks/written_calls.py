@@ -16,7 +16,8 @@ from typing import Any
 from ..wire.chat import ToolCall
 
 LONGEST = 20_000  # characters of an answer that are read
-_TAGGED = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
+_TAGGED = re.compile(r"<(?:tool_call|function_call)>\s*(\{.*?\})\s*(?=</tool_call>|<function_call>|$)", re.DOTALL)
+_HEADED = re.compile(r"\s*([A-Za-z_][\w.]*)\s*\n\s*(\{.*\})\s*", re.DOTALL)  # a name, and JSON on the next line
 _AROUND = re.compile(r"<\|[a-z_]+\|>|^```\w*|```$", re.MULTILINE)  # template marks and code fences
 _NAME = re.compile(r"[A-Za-z_][\w.$]*")
 
@@ -57,6 +58,8 @@ def _json_call(text: str) -> Any:
     try:
         if found := _TAGGED.findall(text):
             return [_lenient(one) for one in found]
+        if headed := _HEADED.fullmatch(text):
+            return [{headed[1]: json.loads(headed[2])}]
         said = json.loads(_AROUND.sub("", text).strip())
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return None
@@ -78,6 +81,9 @@ def _of_text(text: str, language: str) -> tuple[ToolCall, ...]:
     text = _AROUND.sub("", text).strip()
     if language != "python":
         return (_foreign(text),)
+    text = text.replace("\\_", "_")  # of those who write Markdown
+    if text.endswith(";"):
+        return tuple(_python(line.value) for line in ast.parse(text).body if isinstance(line, ast.Expr))
     text = text if text.startswith("[") else f"[{text}]"
     read = ast.parse(text, mode="eval").body
     if not isinstance(read, ast.List) or not read.elts:

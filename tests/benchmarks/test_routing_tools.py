@@ -40,6 +40,8 @@ def task(category: str = "simple", function: Any = AREA) -> ToolTask:
     '<tool_call>\n{"arguments": {"base": 10, "height": 5}, "name": "math_area"}\n</tool_call>\n',
     '<tool_call>{"arguments": {\'base\': 10, \'height\': 5}, "name": \'math_area\'}</tool_call>',
     '{"tool_calls": [{"name": "math.area", "arguments": {"base": 1, "height": 2}}]}',
+    "math.area(base=10, height=5);", "math_area\n{\"base\": 10, \"height\": 5}",
+    '<function_call> {"name": "math_area", "arguments": {"base": 1, "height": 2}}', "[math.area(base=1, height=2, unit='m')]",
     [{"math_area": '{"base": 10, "height": 5}'}], [{"math_area": {"base": 10, "height": 5}}],
 ])  # fmt: skip
 def test_a_sound_call_is_kept_in_whatever_way_it_is_written(answer: Any):
