@@ -170,7 +170,7 @@ def _attempts(outcomes: Outcomes) -> list[Attempt] | None:
     if outcomes.responses is None and not outcomes.signals:
         return None
     responses = outcomes.responses or [""] * len(outcomes)
-    columns = outcomes.signals or {}
+    columns = {name.removeprefix("weak_"): column for name, column in (outcomes.signals or {}).items()}  # as they come live
     return [
         Attempt(response, {name: float(column[i]) for name, column in columns.items() if np.isfinite(column[i])})
         for i, response in enumerate(responses)

@@ -38,8 +38,8 @@ class Attempt:
     def __init__(
         self, request_id: str, n: int, place: Place, ledger: Ledger, role: str = "answer", hold: Hold | None = None
     ) -> None:
-        """`role`: answer, repair (of one that failed its checks), judge, or shadow (nobody waits for it). `hold`: the money
-        that is held for it, which its end settles."""
+        """`role`: answer, repair (of one that failed its checks), probe (a sample, to compare with), judge, or shadow (nobody
+        waits for it). `hold`: the money that is held for it, which its end settles."""
         model = place.rung.model.id
         self._hold = hold
         self.place, self.role, self._ledger, self._clock = place, role, ledger, time.monotonic()
@@ -125,6 +125,11 @@ class Attempt:
         """It is the answer after all, for want of a better one."""
         self.row = replace(self.row, accepted=True)
         self._ledger.add(self.row)
+
+    @property
+    def signals(self) -> dict[str, float]:
+        """What the model's runtime says of its answer, where it was asked."""
+        return dict(self._usage.signals or {}) if self._usage else {}
 
     @property
     def retail_usd(self) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -44,9 +44,15 @@ class Forecaster:
         """See plan.Predictor."""
         return self._ask(BEFORE, request, None)
 
-    def review(self, request: ChatRequest, answer: str) -> Forecast | None:
+    @property
+    def wants(self) -> frozenset[str]:
         """See plan.Predictor."""
-        return self._ask(AFTER, request, Attempt(answer))
+        found = self._known.get(AFTER, (0, None))[1]
+        return found.signals if found is not None else frozenset()
+
+    def review(self, request: ChatRequest, answer: str, signals: Mapping[str, float]) -> Forecast | None:
+        """See plan.Predictor."""
+        return self._ask(AFTER, request, Attempt(answer, signals))
 
     def _ask(self, name: str, request: ChatRequest, attempt: Attempt | None) -> Forecast | None:
         found = self._current(name)

@@ -45,7 +45,12 @@ class Predictor(Protocol):
         """Whether it has something to say of a local answer."""
         ...
 
-    def review(self, request: ChatRequest, answer: str) -> Forecast | None:
+    @property
+    def wants(self) -> frozenset[str]:
+        """Signals of a local answer beside its text that it reads: see probes.py."""
+        ...
+
+    def review(self, request: ChatRequest, answer: str, signals: Mapping[str, float]) -> Forecast | None:
         """After the local model's `answer`."""
         ...
 

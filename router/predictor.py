@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .features import FEATURES_VERSION, Task, task_class
-from .similarity import KINDS, Attempt, Encoding, Matrix, Points, encode, from_cosines, grams, learn_encoding, near
+from .similarity import KINDS, SIGNAL, Attempt, Encoding, Matrix, Points, encode, from_cosines, grams, learn_encoding, near
 
 Floats = NDArray[np.float64]
 MIN_ROWS = 20
@@ -84,6 +84,15 @@ class Predictor:
     def reads_answers(self) -> bool:
         """Whether it decides after a local attempt."""
         return self.encoding.answer is not None
+
+    @property
+    def signals(self) -> frozenset[str]:
+        """The signals of an answer that it learned from, beside its text."""
+        scale = self.encoding.answer
+        if scale is None:
+            return frozenset()
+        told = zip(scale.names, np.isfinite(scale.spread), strict=True)
+        return frozenset(name.removeprefix(SIGNAL) for name, varies in told if varies and name.startswith(SIGNAL))
 
     @property
     def reads_vectors(self) -> bool:

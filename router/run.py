@@ -22,8 +22,10 @@ from .judging import JUDGE_S, opinion, question
 from .paying import Paid, paid
 from .plan import Predictor
 from .policy import Denied, Policy
+from .probes import signals_of, telling
 from .shadow import Shadows
 
+ASIDE = ("judge", "probe")  # calls that are no try at an answer
 CLIENTS_FAULT = range(400, 429)  # of the local model's failures: the next rung would say the same
 
 
@@ -106,7 +108,7 @@ class Run:
 
     async def _shadow(self) -> None:
         """Have a supplier answer too what was kept here, if this request is one of those chosen for that."""
-        answered = next(a for a in reversed(self._handling.attempts) if a.role != "judge")
+        answered = next(a for a in reversed(self._handling.attempts) if a.role not in ASIDE)
         kept = self._handling.decision.mode == "auto" and not answered.place.rung.supplier
         place = next((p for p in self._places if p.rung.supplier), None)
         if self._shadows is None or not kept or place is None or not self._shadows.wants(self._row.id):
@@ -167,6 +169,8 @@ class Run:
                 if isinstance(sent, Denied):
                     last = last or _denied(sent)
                     break
+                if self._reviewer is not None and not place.rung.supplier:
+                    sent = replace(sent, request=telling(sent.request, self._reviewer.wants))
                 attempt = self._begin(place, sent, "repair" if turn else "answer")
                 async with aclosing(attempt_events(sent.request, attempt, keep=True)) as events:
                     async for _ in events:
@@ -181,7 +185,7 @@ class Run:
                     break
                 verdicts = await self._judged(attempt) if self._checks else []
                 if all(v.passed for v in verdicts) and n + 1 < len(self._places) and not place.rung.supplier:
-                    doubts = await self._reviewed(attempt)
+                    doubts = await self._reviewed(sent.request, attempt)
                     doubted, verdicts = (attempt if doubts else doubted), verdicts + doubts
                 accepted = all(v.passed for v in verdicts)
                 attempt.over(accepted=accepted)
@@ -241,7 +245,7 @@ class Run:
 
     def _tried_enough(self, more: int = 1) -> bool:
         """Whether `more` tries are not allowed, which is noted. Calls that broke off without a word count too."""
-        tries = sum(1 + a.unknown for a in self._handling.attempts if a.role != "judge")
+        tries = sum(1 + a.unknown for a in self._handling.attempts if a.role not in ASIDE)
         if tries + more <= self._policy.max_attempts:
             return False
         self._handling.note("attempts", f"{self._policy.max_attempts} tries are all that the policy allows")
@@ -301,15 +305,20 @@ class Run:
         attempt.over(accepted=attempt.failure is None)
         return replace(verdict, cost_usd=attempt.row.retail_usd or 0.0)
 
-    async def _reviewed(self, attempt: Attempt) -> list[Verdict]:
-        """What the reviewer says against a local answer; nothing where it is good enough."""
+    async def _reviewed(self, sent: ChatRequest, attempt: Attempt) -> list[Verdict]:
+        """What the reviewer says against a local answer to `sent`; nothing where it is good enough."""
         if self._reviewer is None:
             return []
+
+        def begin(request: ChatRequest) -> Attempt:
+            return self._begin(attempt.place, Paid(request), "probe", route=False)
+
         answer = attempt.answers(1)[0].text
-        forecast = await asyncio.to_thread(self._reviewer.review, self._request, answer)
+        signals = await signals_of(sent, attempt, self._reviewer.wants, begin)
+        forecast = await asyncio.to_thread(self._reviewer.review, self._request, answer, signals)
         if forecast is None:
             return []
-        numbers = {"gap": forecast.gap, "threshold": forecast.threshold, **forecast.numbers}
+        numbers = {"gap": forecast.gap, "threshold": forecast.threshold, **forecast.numbers, **signals}
         doubts = forecast.gap > forecast.threshold
         self._handling.note("confidence", "the answer looks doubtful" if doubts else "the answer will do", numbers)
         verdict = Verdict("confidence", not doubts, "the answer looks doubtful" if doubts else "", -forecast.gap)

@@ -21,6 +21,7 @@ from .signals import answer_shape
 Matrix = NDArray[np.float32]
 KINDS = ("terms", "vector", "prompt", "answer", "group")
 MAX_TERMS = 60_000
+SIGNAL = "signal:"  # before the names of an attempt's signals, among the columns of an answer's shape
 SHARPNESS = 3.0  # of the vectors' kernel exp(3 (cos - 1)): unrelated prompts count a twentieth of equal ones
 
 
@@ -148,7 +149,7 @@ def _terms(encoding: Encoding, prompt: str) -> tuple[tuple[NDArray[np.intp], Mat
 def _answers(tasks: Sequence[Task], attempts: Sequence[Attempt]) -> list[dict[str, float]]:
     rows = []
     for task, attempt in zip(tasks, attempts, strict=True):
-        given = {f"signal:{name}": math.copysign(math.log1p(abs(x)), x) for name, x in attempt.signals.items()}
+        given = {f"{SIGNAL}{name}": math.copysign(math.log1p(abs(x)), x) for name, x in attempt.signals.items()}
         rows.append(answer_shape(task.prompt, attempt.response) | given)
     return rows
 

@@ -24,6 +24,7 @@ log = logging.getLogger("baseload.local")
 
 LONG_PROMPT = 20_000  # characters of a plain prompt; tokenising more would stall the event loop
 N_THREADS = 2  # for templates and long prompts
+SIGNALS: tuple[str, ...] = ("margin_mean", "margin_least")  # what Usage tells of TokenOutput.margins
 OWN_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")  # that a model may have a wish for
 
 Indexed = tuple[int, TokenOutput]  # (choice, output)
@@ -222,7 +223,7 @@ def _n_bytes(request: ChatRequest) -> int:
 
 async def _events(streams: list[GenerationStream], parsers: Sequence[AnswerParser | None]) -> AsyncGenerator[Event, None]:
     """The outputs of all choices as events, Usage with the first token and before the last Finish."""
-    left, spoken, seconds = len(streams), 0, 0.0
+    left, spoken, seconds, signals = len(streams), 0, 0.0, None
     first = TokenOutput()
     async with aclosing(_merged(streams)) as outputs:
         async for index, output in outputs:
@@ -241,11 +242,14 @@ async def _events(streams: list[GenerationStream], parsers: Sequence[AnswerParse
                 for delta in parser.feed(output.text, len(output.token_ids), output.logprobs, is_last=output.is_last):
                     yield delta
                 finish = "tool_calls" if finish == "stop" and parser.has_called else finish
+            if output.margins is not None and not index:
+                signals = dict(zip(SIGNALS, output.margins, strict=True))
             if finish is not None:
                 left -= 1
                 if not left:
                     thought = sum(p.reasoning_tokens for p in parsers if p)
-                    yield Usage(first.prompt_tokens, spoken, first.cached_tokens, thought, device_seconds=round(seconds, 9))
+                    used = round(seconds, 9)
+                    yield Usage(first.prompt_tokens, spoken, first.cached_tokens, thought, device_seconds=used, signals=signals)
                 yield Finish(finish, index, output.matched_stop)
 
 

@@ -132,6 +132,7 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None  # None: none; k: the chosen token's and the k most likely ones'
     n: int = 1
+    margins: bool = False  # the last Usage tells how sure the model was of the first choice; of local models
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +242,7 @@ class Usage:
     cache_write_tokens: int = 0  # of the prompt, kept for later at a price of its own
     # Of this machine, measured; None while it goes on, and of other machines. No part of what an answer says.
     device_seconds: float | None = field(default=None, compare=False)
+    signals: Mapping[str, float] | None = field(default=None, compare=False)  # how sure the model was, where that was asked
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from .detokenize import Detokenizer, TokenBytes
 from .kv_cache import KvCache
 from .kv_store import PageStore
 from .request import GenerationRequest, Sequence, TokenOutput, joined
-from .sampler import Sampled, sample
+from .sampler import Sampled, margin, sample
 from .scheduler import Scheduler
 from .speculative import observe
 from .step_cost import Load
@@ -164,6 +164,8 @@ class EngineCore:
         try:
             for i in range(1 + len(guessed)):
                 chosen = sample(result, row + i, sequence, self._end_ids)
+                if sequence.request.sampling.margins:
+                    sequence.note_margin(margin(result.logits[row + i], chosen.token))
                 outputs.append(self._take(sequence, chosen))
                 if outputs[-1].is_last or guessed[i : i + 1] != [chosen.token]:
                     break
@@ -227,6 +229,7 @@ class EngineCore:
             matched_stop=stop,
             prompt_tokens=sequence.n_prompt,
             cached_tokens=sequence.cached_tokens,
+            margins=sequence.margins if finish is not None else None,
         )
 
     def _count(self, sequence: Sequence) -> None:

@@ -1,5 +1,6 @@
 """One sequence on its way through the engine: what was asked, and how far it has come."""
 
+import math
 from array import array
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
@@ -41,6 +42,7 @@ class TokenOutput:
     failure: Failure | None = None
     prompt_tokens: int = 0
     cached_tokens: int = 0  # of the prompt, not computed again
+    margins: tuple[float, float] | None = None  # of the last output, where asked for: all tokens' mean and least
     device_seconds: float | None = None  # of the last output: the sequence's share of all its steps
     state: NDArray[np.float32] | None = field(default=None, compare=False)  # [hidden], where the request wanted it
 
@@ -87,12 +89,27 @@ class Sequence:
     aborted: Failure | None = None
     guesses: Guesses = field(default_factory=Guesses)
     guessed: list[int] = field(default_factory=list)  # tokens that this step computes after all known ones, on trial
+    margin_sum: float = 0.0  # over the output, where the request asks for margins
+    margin_least: float = math.inf
     takes_best: bool = field(init=False)  # nothing in the request asks for more than the most likely token
 
     def __post_init__(self) -> None:
         p = self.request.sampling
         shaped = p.repetition_penalty != 1 or p.presence_penalty or p.frequency_penalty or p.logit_bias
-        self.takes_best = p.temperature == 0 and p.logprobs is None and not shaped and self.request.grammar is None
+        self.takes_best = (
+            p.temperature == 0 and p.logprobs is None and not p.margins and not shaped and self.request.grammar is None
+        )
+
+    def note_margin(self, margin: float) -> None:
+        """Of a chosen token, which is not yet in `tokens`."""
+        self.margin_sum += margin
+        self.margin_least = min(self.margin_least, margin)
+
+    @property
+    def margins(self) -> tuple[float, float] | None:
+        """Mean and least margin of the output; None where it has none, or was not asked for them."""
+        known = self.request.sampling.margins and self.n_output and math.isfinite(self.margin_least)
+        return (self.margin_sum / self.n_output, self.margin_least) if known else None
 
     @property
     def wants_logits(self) -> bool:

@@ -60,7 +60,7 @@ def test_what_was_learned_is_adopted_and_asked(tmp_path: Path):
     assert hard and easy and hard.gap > 0.5 > easy.gap and hard.threshold == found[0].threshold
     assert live.reads_answers
     known = ask(next(prompt for prompt in outcomes.prompts if "colour" in prompt))
-    sure, unsure = (live.review(known, text) for text in ("It is 4.", "I am not sure, maybe it is unclear."))
+    sure, unsure = (live.review(known, text, {}) for text in ("It is 4.", "I am not sure, maybe it is unclear."))
     assert sure and unsure and unsure.gap > sure.gap
 
 

@@ -1,7 +1,7 @@
 """What the tests of `auto` ask, and a router for them whose supplier has a price."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from baseload.router import Policy, RequestContext, Router
@@ -58,6 +58,8 @@ def router_of(
     waiting: int = 0,
     forecast: Forecast | None = None,
     reviewed: Callable[[str], Forecast] | None = None,
+    signals: frozenset[str] = frozenset(),
+    heard: list[dict[str, float]] | None = None,
     **policy: Any,
 ) -> tuple[Router, Script, Script]:
     table = {
@@ -69,13 +71,18 @@ def router_of(
     home, away = Script(ModelInfo("small", 1000), ["local"] * 9), Script(profile.models[0], ["from afar"] * 9)
     given: Any = {"allowed_suppliers": frozenset({"acme"}), "ladder": (AWAY,)} | policy
 
+    heard = [] if heard is None else heard
+
     class Says:
         reads_answers = reviewed is not None
 
         def forecast(self, request: ChatRequest) -> Forecast | None:
             return forecast
 
-        def review(self, request: ChatRequest, answer: str) -> Forecast | None:
+        wants = signals
+
+        def review(self, request: ChatRequest, answer: str, signals: Mapping[str, float]) -> Forecast | None:
+            heard.append(dict(signals))
             return reviewed(answer) if reviewed else None
 
     return Router([home], {"acme": (profile, away)}, Policy(**given), ledger, lambda: waiting, Says()), home, away
