@@ -71,7 +71,7 @@ def router_of(
     home, away = Script(ModelInfo("small", 1000), ["local"] * 9), Script(profile.models[0], ["from afar"] * 9)
     given: Any = {"allowed_suppliers": frozenset({"acme"}), "ladder": (AWAY,)} | policy
 
-    heard = [] if heard is None else heard
+    told = [] if heard is None else heard
 
     class Says:
         reads_answers = reviewed is not None
@@ -82,7 +82,7 @@ def router_of(
         wants = signals
 
         def review(self, request: ChatRequest, answer: str, signals: Mapping[str, float]) -> Forecast | None:
-            heard.append(dict(signals))
+            told.append(dict(signals))
             return reviewed(answer) if reviewed else None
 
     return Router([home], {"acme": (profile, away)}, Policy(**given), ledger, lambda: waiting, Says()), home, away

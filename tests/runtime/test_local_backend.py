@@ -367,3 +367,29 @@ async def test_what_a_client_does_not_say_is_as_the_model_wishes(monkeypatch: py
         await answer(h.backend, replace(plain("abc"), body={"temperature": 1.0}))
     assert [(p.temperature, p.top_k, p.top_p) for p in seen] == [(0.25, 7, 1.0), (seen[1].temperature, 7, 1.0)]
     assert seen[1].temperature == plain("abc").sampling.temperature
+
+
+# ------------------------------------------------------------------------------------------- how sure the model was
+
+
+async def test_margins_are_those_of_the_log_probabilities_and_change_no_text():
+    async with house() as made:
+        asked = {"max_tokens": 12}
+        plainly, surely, told = [
+            await answer(made.backend, chat(**asked, **more)) for more in ({}, {"margins": True}, {"logprobs": 2})
+        ]
+    assert text(plainly) == text(surely) == text(told)
+    entries = [entry for event in told if isinstance(event, TextDelta) for entry in event.logprobs]
+    margins = [entry.top[0].logprob - entry.top[1].logprob for entry in entries]
+    [end] = [event for event in surely if isinstance(event, Usage) and event.signals]
+    assert end.signals is not None and len(margins) == 12
+    assert end.signals["margin_mean"] == pytest.approx(sum(margins) / 12, abs=1e-4)
+    assert end.signals["margin_least"] == pytest.approx(min(margins), abs=1e-4)
+    assert not any(event.signals for event in plainly if isinstance(event, Usage))
+
+
+async def test_a_drawn_token_may_have_a_margin_below_zero():
+    async with house() as made:
+        events = await answer(made.backend, chat(temperature=2.0, seed=3, max_tokens=20, margins=True))
+    [end] = [event for event in events if isinstance(event, Usage) and event.signals]
+    assert end.signals is not None and end.signals["margin_least"] < 0
