@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ..runtime.blas import one_thread
 from ..runtime.models.encoder import Encoder
 from ..runtime.store import Store, default_root
 
@@ -28,4 +29,5 @@ class TextEncoder:
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """[N, dim] of length 1."""
         readable = [text[:LONGEST].encode("utf-8", "replace").decode("utf-8") for text in texts]
-        return self._encoder.embed([self._encoder.tokens(text, cut=self.cut) for text in readable])
+        with one_thread():
+            return self._encoder.embed([self._encoder.tokens(text, cut=self.cut) for text in readable])

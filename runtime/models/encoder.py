@@ -21,6 +21,9 @@ from ...wire.errors import BadRequest, ContextLengthExceeded, ModelFileError
 Array = NDArray[np.float32]
 BATCH = 16  # texts of about the same length, computed together
 FAMILIES = ("bert",)
+PIECE = 32768  # numbers of an activation computed together
+_ERFC_T = np.float32(0.3275911 * math.sqrt(0.5))
+_ERFC = [np.float32(c / 2) for c in (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)]  # of t^5 down to t
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,7 @@ class Encoder:
         self._core.no_padding()
         self._weights = {name.removeprefix("bert."): np.ascontiguousarray(w, np.float32) for name, w in weights.items()}
         try:
+            self._join()
             words, self._positions = (self._weights[f"embeddings.{kind}_embeddings.weight"] for kind in ("word", "position"))
             self.vocab, self.dim = words.shape
             self._check()
@@ -108,6 +112,16 @@ class Encoder:
             out[rows] = self._linear("classifier", pooled)[:, 0]
         return out
 
+    def _join(self) -> None:
+        """Queries, keys and values by one product; what scores are divided by is in the queries' weights. Raises KeyError,
+        ValueError."""
+        w = self._weights
+        for layer in range(self._layers):
+            at = f"encoder.layer.{layer}.attention.self."
+            for kind in ("weight", "bias"):
+                q, k, v = (w.pop(f"{at}{name}.{kind}") for name in ("query", "key", "value"))
+                w[f"{at}joint.{kind}"] = np.concatenate([q / np.float32(math.sqrt(len(q) / self._heads)), k, v])
+
     def _check(self) -> None:
         """Try it on one token: a weight of the wrong shape shows. Raises KeyError, ValueError."""
         if self.dim % self._heads:
@@ -125,7 +139,7 @@ class Encoder:
         w = self._weights
         x = w["embeddings.word_embeddings.weight"][ids] + w["embeddings.token_type_embeddings.weight"][kinds]
         x = self._norm("embeddings.LayerNorm", x + self._positions[:longest])
-        hidden_keys = np.where(mask[:, None, None, :] > 0, np.float32(0), np.float32(-1e30))
+        hidden_keys = None if mask.all() else np.where(mask[:, None, None, :] > 0, np.float32(0), np.float32(-1e30))
         for layer in range(self._layers):
             at = f"encoder.layer.{layer}."
             x = self._norm(f"{at}attention.output.LayerNorm", x + self._attend(at, x, hidden_keys))
@@ -133,24 +147,33 @@ class Encoder:
             x = self._norm(f"{at}output.LayerNorm", x + self._linear(f"{at}output.dense", wide))
         return x, mask
 
-    def _attend(self, at: str, x: Array, hidden_keys: Array) -> Array:
+    def _attend(self, at: str, x: Array, hidden_keys: Array | None) -> Array:
         n, t, _ = x.shape
-        q, k, v = (
-            self._linear(f"{at}attention.self.{name}", x).reshape(n, t, self._heads, -1).transpose(0, 2, 1, 3)
-            for name in ("query", "key", "value")
-        )
-        scores = q @ k.transpose(0, 1, 3, 2) / np.float32(math.sqrt(q.shape[-1])) + hidden_keys
-        weights = np.exp(scores - scores.max(-1, keepdims=True))
-        mixed = (weights / weights.sum(-1, keepdims=True)) @ v
+        joint = self._linear(f"{at}attention.self.joint", x).reshape(n, t, 3, self._heads, -1)
+        q, k, v = joint.transpose(2, 0, 3, 1, 4)  # [N, heads, T, d] each
+        scores = q @ k.transpose(0, 1, 3, 2)
+        if hidden_keys is not None:
+            scores += hidden_keys
+        scores -= scores.max(-1, keepdims=True)
+        weights = np.exp(scores, out=scores)
+        mixed = weights @ v
+        mixed /= weights.sum(-1, keepdims=True)
         return self._linear(f"{at}attention.output.dense", mixed.transpose(0, 2, 1, 3).reshape(n, t, -1))
 
     def _linear(self, name: str, x: Array) -> Array:
-        return x @ self._weights[f"{name}.weight"].T + self._weights[f"{name}.bias"]
+        weight = self._weights[f"{name}.weight"]
+        out = x.reshape(-1, x.shape[-1]) @ weight.T  # one product, however many texts
+        out += self._weights[f"{name}.bias"]
+        return out.reshape(*x.shape[:-1], len(weight))
 
     def _norm(self, name: str, x: Array) -> Array:
-        centred = x - x.mean(-1, keepdims=True)
-        spread = np.sqrt((centred * centred).mean(-1, keepdims=True) + np.float32(self._epsilon))
-        return centred / spread * self._weights[f"{name}.weight"] + self._weights[f"{name}.bias"]
+        """In place."""
+        x -= x.mean(-1, keepdims=True)
+        squares = np.einsum("...i,...i->...", x, x)[..., None] / np.float32(x.shape[-1])
+        x /= np.sqrt(squares + np.float32(self._epsilon))
+        x *= self._weights[f"{name}.weight"]
+        x += self._weights[f"{name}.bias"]
+        return x
 
 
 def is_encoder(path: Path) -> bool:
@@ -168,11 +191,32 @@ def _batches(texts: Sequence[Tokens]) -> list[list[int]]:
 
 
 def _gelu(x: Array) -> Array:
-    """x * Phi(x), with erf to 1.5e-7 (Abramowitz and Stegun 7.1.26)."""
-    z = np.abs(x) * np.float32(math.sqrt(0.5))
-    t = 1 / (1 + np.float32(0.3275911) * z)
-    tail = ((((1.061405429 * t - 1.453152027) * t + 1.421413741) * t - 0.284496736) * t + 0.254829592) * t * np.exp(-z * z)
-    return (x * 0.5 * (1 + np.sign(x) * (1 - tail))).astype(np.float32)
+    """x * Phi(x), with erf to 1.5e-7 (Abramowitz and Stegun 7.1.26): max(x, 0) - |x| erfc(|x| / sqrt 2) / 2.
+
+    In pieces that stay in the processor's cache: it is a third of an encoder's time otherwise.
+    """
+    out = np.empty(x.shape, np.float32)
+    flat, to = x.reshape(-1), out.reshape(-1)
+    z, t, tail = np.empty((3, min(PIECE, flat.size)), np.float32)
+    for start in range(0, flat.size, PIECE):
+        given, part = flat[start : start + PIECE], to[start : start + PIECE]
+        if len(given) < len(z):
+            z, t, tail = z[: len(given)], t[: len(given)], tail[: len(given)]
+        np.abs(given, out=z)
+        np.multiply(z, _ERFC_T, out=t)
+        t += 1
+        np.reciprocal(t, out=t)
+        np.multiply(t, _ERFC[0], out=tail)
+        for factor in _ERFC[1:]:
+            tail += factor
+            tail *= t
+        tail *= z
+        np.multiply(z, z, out=z)
+        z *= np.float32(-0.5)
+        tail *= np.exp(z, out=z)
+        np.maximum(given, 0, out=part)
+        part -= tail
+    return out
 
 
 def _gelu_tanh(x: Array) -> Array:

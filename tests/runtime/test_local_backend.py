@@ -374,7 +374,7 @@ async def test_what_a_client_does_not_say_is_as_the_model_wishes(monkeypatch: py
 
 async def test_margins_are_those_of_the_log_probabilities_and_change_no_text():
     async with house() as made:
-        asked = {"max_tokens": 12}
+        asked: dict[str, Any] = {"max_tokens": 12}
         plainly, surely, told = [
             await answer(made.backend, chat(**asked, **more)) for more in ({}, {"margins": True}, {"logprobs": 2})
         ]

@@ -1,5 +1,6 @@
 """The numpy encoder beside transformers' own, on random weights of odd shapes and on the real model where it is at hand."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from baseload.runtime.models import encoder as encoder_module
 from baseload.runtime.models.encoder import Encoder, is_encoder
 from baseload.wire.errors import BadRequest, ContextLengthExceeded, ModelFileError
 
@@ -73,3 +75,13 @@ def test_what_does_not_fit_is_refused(folder, tmp_path):
     with pytest.raises(ModelFileError):
         Encoder(tmp_path)
     assert is_encoder(folder) and not is_encoder(tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(1,), (3, 5), (1, encoder_module.PIECE + 3), (2, 128, 1536)])
+def test_the_activation_is_gelu(shape: tuple[int, ...]):
+    x = np.random.default_rng(0).normal(0, 3, shape).astype(np.float32)
+    given = x.copy()
+    right = [v * 0.5 * (1 + math.erf(v / math.sqrt(2))) for v in x.reshape(-1)[:5000].astype(float)]
+    found = encoder_module._gelu(x)
+    assert found.shape == shape and np.abs(found.reshape(-1)[:5000] - right).max() < 2e-6
+    assert np.array_equal(x, given)
