@@ -67,7 +67,7 @@ class Row:
 
 
 def routing_tools(
-    data: Annotated[Path, typer.Option(help="Outcomes: CSV with category, id, question and 0 or 1 for each model.")],
+    data: Annotated[Path, typer.Option(help="Outcomes: a CSV, or a folder of scores for each model.")],
     questions: Annotated[Path, typer.Option(help="The folder of the tasks and their tools.")],
     answered: Annotated[Path, typer.Option("--answers", help="The folder with a folder of answers for each model.")],
     strong: Annotated[str, typer.Option(help="The model that is asked where the check fails.")] = "claude-3-5-sonnet-20240620",

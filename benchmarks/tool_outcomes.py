@@ -1,6 +1,7 @@
 """What the Berkeley function-calling leaderboard published (2024), read from a folder: tasks, tools, answers, outcomes.
 
-`outcomes`: CSV with `category`, `id` (from 1, within a category), `question` and a column of 0 and 1 for each model.
+`outcomes`: CSV with `category`, `id` (from 1, within a category), `question` and a column of 0 and 1 for each model; or a folder
+for each model of files `<category>_score.json`, JSON lines: a head with `total_count`, then the tasks (`id`) that it failed.
 `questions`: files `*_<category>.json` of JSON lines with `question` and `function`. `answers`: a folder for each model, with
 files `*_<category>_result.json` of JSON lines with `id` and `result`. None of it is part of Baseload.
 """
@@ -18,6 +19,7 @@ from typing import Any
 from ..wire.chat import ToolSpec
 from ..wire.errors import BadRequest
 
+SCORE = "_score.json"
 FIXED = {"category", "id", "question", "n_functions", "schema_chars"}
 TYPES = {
     "dict": "object", "float": "number", "tuple": "array", "list": "array", "double": "number", "long": "integer",
@@ -47,7 +49,7 @@ def load(outcomes: Path, questions: Path) -> list[ToolTask]:
     """Raises BadRequest: a file cannot be read, or the questions are not those of the outcomes."""
     tools = {category: _lines(path) for category, path in _by_category(questions, ".json").items()}
     found = []
-    for row in _rows(outcomes):
+    for row in _scores(outcomes) if outcomes.is_dir() else _rows(outcomes):
         category, number = row["category"], int(row["id"]) - 1
         asked = tools.get(category, [])
         if number >= len(asked) or not _same(asked[number]["question"], row["question"]):
@@ -99,6 +101,20 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise BadRequest(f"{path} cannot be read: {error}") from error
+
+
+def _scores(folder: Path) -> list[dict[str, str]]:
+    """A folder of scores as the rows that a CSV would have had, without questions."""
+    rows: dict[tuple[str, int], dict[str, str]] = {}
+    for path in sorted(folder.glob(f"*/*{SCORE}")):
+        head, *failed = _lines(path)
+        wrong, category = {int(one["id"]) for one in failed}, path.name.removesuffix(SCORE)
+        for number in range(1, int(head["total_count"]) + 1):
+            row = rows.setdefault((category, number), {"category": category, "id": str(number), "question": ""})
+            row[path.parent.name] = str(int(number not in wrong))
+    if not rows:
+        raise BadRequest(f"{folder} has no */*{SCORE}.")
+    return list(rows.values())
 
 
 def _rows(path: Path) -> Sequence[dict[str, str]]:

@@ -1,7 +1,7 @@
 """numpy's matrix products on one thread, for as long as a block runs.
 
-OpenBLAS's threads wait for each other by spinning. Where others want the same cores, a prompt's vector was seen to take ten times
-as long on two threads as on one; and on an idle machine a single prompt is too small to win much by a second.
+OpenBLAS's threads wait for each other by spinning. Where others want the same cores, a prompt's vector was seen to take ten
+times as long on two threads as on one; and on an idle machine a single prompt is too small to win much by a second.
 """
 
 from collections.abc import Iterator

@@ -141,3 +141,23 @@ def test_files_that_do_not_fit_are_named(tmp_path: Path, wrong: str):
         (tmp_path / "outcomes.csv").write_text("category,id,question,small,big\nsimple,1,Quite another question,1,1\n")
     with pytest.raises(BadRequest, match="simple 1" if wrong == "question" else "nobody"):
         routing_tools.main([*words, "--strong", "big" if wrong == "question" else "nobody"])
+
+
+def test_a_folder_of_scores_says_the_same_as_a_table(tmp_path: Path):
+    words = folder(tmp_path)
+    routing_tools.main([*words, "--strong", "big"])
+    by_table = json.loads((tmp_path / "report.json").read_text())["rows"]
+    for model, failed in (("small", range(7, 13)), ("big", ())):
+        (tmp_path / "score" / model).mkdir(parents=True)
+        lines = [{"total_count": 12}, *({"id": n, "error": "no"} for n in failed)]
+        (tmp_path / "score" / model / "simple_score.json").write_text("\n".join(map(json.dumps, lines)))
+    words[words.index("--data") + 1] = str(tmp_path / "score")
+    routing_tools.main([*words, "--strong", "big"])
+    assert json.loads((tmp_path / "report.json").read_text())["rows"] == by_table
+
+
+def test_a_folder_without_scores_is_named(tmp_path: Path):
+    words = folder(tmp_path)
+    words[words.index("--data") + 1] = str(tmp_path)
+    with pytest.raises(BadRequest, match="_score.json"):
+        routing_tools.main([*words, "--strong", "big"])
