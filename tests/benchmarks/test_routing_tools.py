@@ -159,5 +159,5 @@ def test_a_folder_of_scores_says_the_same_as_a_table(tmp_path: Path):
 def test_a_folder_without_scores_is_named(tmp_path: Path):
     words = folder(tmp_path)
     words[words.index("--data") + 1] = str(tmp_path)
-    with pytest.raises(BadRequest, match="_score.json"):
+    with pytest.raises(BadRequest, match=r"_score\.json"):
         routing_tools.main([*words, "--strong", "big"])
