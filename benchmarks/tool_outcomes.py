@@ -1,7 +1,7 @@
 """What the Berkeley function-calling leaderboard published (2024), read from a folder: tasks, tools, answers, outcomes.
 
 `outcomes`: CSV with `category`, `id` (from 1, within a category), `question` and a column of 0 and 1 for each model; or a
-folder for each model of files `<category>_score.json`, JSON lines: a head with `total_count`, then the tasks (`id`) that it failed.
+folder for each model of files `<category>_score.json`: JSON lines, a head with `total_count`, then each failed `id`.
 `questions`: files `*_<category>.json` of JSON lines with `question` and `function`. `answers`: a folder for each model, with
 files `*_<category>_result.json` of JSON lines with `id` and `result`. None of it is part of Baseload.
 """

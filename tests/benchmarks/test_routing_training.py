@@ -120,3 +120,17 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert first.exit_code == 0 and all(one["adopted"] for one in json.loads(first.stdout))
     tested = run("evaluate", "--data", str(data), "--embed", "none", "--json")
     assert tested.exit_code == 0 and [one["name"] for one in json.loads(tested.stdout)] == [BEFORE, AFTER]
+
+
+def test_signals_that_were_learned_from_are_wanted_and_read_live(tmp_path: Path):
+    rng = random.Random(0)
+    found = rows(400, 1)
+    for row in found:  # the answers themselves say nothing here: only the margins do
+        row |= {"weak_response": "It is 4.", "weak_margin_mean": (3 if row["weak_ok"] else 0.5) + rng.gauss(0, 0.3)}
+    outcomes, _ = load_outcomes(written(tmp_path / "o.jsonl", found), "none", "group", "")
+    train(outcomes, None, tmp_path / "router", 0.1)
+    live = Forecaster(tmp_path / "router", no_encoder)
+    assert live.wants == {"margin_mean"}
+    known = ask(next(prompt for prompt in outcomes.prompts if "colour" in prompt))
+    sure, unsure = (live.review(known, "It is 4.", {"margin_mean": margin}) for margin in (3.2, 0.3))
+    assert sure and unsure and unsure.gap > sure.gap + 0.1
