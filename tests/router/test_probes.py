@@ -28,7 +28,8 @@ def keep(answer: str) -> Forecast:
 async def test_what_is_wanted_arrives_and_is_noted_and_samples_are_attempts(ledger: Any):
     heard: list[dict[str, float]] = []
     router, home, away = router_of(ledger, reviewed=keep, signals=BOTH, heard=heard)
-    home.answers = [SURE, "4", "It must be 4", "5 perhaps"]
+    samples = ("4", "It must be 4", "5 perhaps")
+    home.answers = [SURE, *([TextDelta(said), Usage(5, 2, device_seconds=0.5), Finish("stop")] for said in samples)]
     handling, events = await run(router, ask(sampling=SamplingParams(temperature=0.0)))
     assert text(events) == "It is 4." and away.asked == []
     assert heard == [{"margin_mean": 2.5, "margin_least": 0.1, "agreement": 0.75}]
@@ -40,7 +41,7 @@ async def test_what_is_wanted_arrives_and_is_noted_and_samples_are_attempts(ledg
     assert [(r["n"], r["role"], r["accepted"]) for r in rows] == [
         (0, "answer", True), (1, "probe", False), (2, "probe", False), (3, "probe", False),
     ]  # fmt: skip
-    assert all(r["completion_tokens"] == 2 and r["finish_reason"] == "stop" for r in rows[1:])
+    assert all((r["completion_tokens"], r["device_seconds"], r["finish_reason"]) == (2, 0.5, "stop") for r in rows[1:])
 
 
 async def test_nothing_is_asked_that_no_predictor_wants(ledger: Any):
