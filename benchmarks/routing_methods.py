@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..router.features import Task
 from ..router.predictor import MAX_ROWS, NOISES, TRIAL_ROWS, Examples, Predictor, fit_points, leave_one_out
-from ..router.similarity import Attempt, Matrix, Points, encode, grams, learn_encoding
+from ..router.similarity import Attempt, Matrix, Points, encode, learn_encoding, term_gram
 from .routing_data import Outcomes
 from .routing_metrics import Floats
 
@@ -86,7 +86,8 @@ def score(outcomes: Outcomes, vectors: Matrix | None, train: Rows, test: Rows) -
     new = encode(encoding, [Task(prompt) for prompt in asked.prompts], _attempts(asked), vec[1])
     bare = replace(encoding, answer=None)
     pair = np.stack([known.weak, known.strong], 1)
-    found = simple(known, asked, seen, new, len(encoding.vocabulary))
+    by_terms = term_gram(seen, len(encoding.vocabulary)) if encoding.vocabulary else None  # once: it takes longest
+    found = simple(known, asked, seen, new, by_terms)
     fitted: Fitted | None = None
     for name, uses_group, uses_answer in (
         ("ours", False, False), ("ours + group", True, False), ("ours + answer", False, True),
@@ -96,7 +97,7 @@ def score(outcomes: Outcomes, vectors: Matrix | None, train: Rows, test: Rows) -
             continue
         a, b = (_view(points, some, uses_group, uses_answer) for points, some in ((seen, known), (new, asked)))
         known_tasks, asked_tasks = _tasks(known, uses_group), _tasks(asked, uses_group)
-        predictor = fit_points(encoding if uses_answer else bare, a, known_tasks, pair)
+        predictor = fit_points(encoding if uses_answer else bare, a, known_tasks, pair, by_terms=by_terms)
         out = predictor.forecast(b, asked_tasks)[0]
         found.append(Scored(name, OURS, out[:, 1] - out[:, 0], uses_answer))
         if name == "ours":
@@ -107,7 +108,7 @@ def score(outcomes: Outcomes, vectors: Matrix | None, train: Rows, test: Rows) -
     return found, fitted
 
 
-def simple(known: Outcomes, asked: Outcomes, seen: Points, new: Points, vocabulary_size: int) -> list[Scored]:
+def simple(known: Outcomes, asked: Outcomes, seen: Points, new: Points, by_terms: Matrix | None) -> list[Scored]:
     """What needs no method, and the bounds."""
     gap, mean = known.gap - known.gap.mean(), known.gap.mean()
     found = [
@@ -125,8 +126,8 @@ def simple(known: Outcomes, asked: Outcomes, seen: Points, new: Points, vocabula
         k = min(NEIGHBOURS, max(1, len(known) // 5))
         nearest = np.argpartition(-(new.vector @ seen.vector.T), k - 1, axis=1)[:, :k]
         found.append(Scored(f"kNN-{k} on vectors", SIMPLE, gap[nearest].mean(1)))
-    if vocabulary_size:
-        found.append(Scored("TF-IDF ridge", SIMPLE, _term_ridge(seen, new, gap, vocabulary_size)))
+    if by_terms is not None:
+        found.append(Scored("TF-IDF ridge", SIMPLE, _term_ridge(seen, new, gap, by_terms)))
     if seen.answer is not None and new.answer is not None:
         shapes = np.hstack([seen.prompt, seen.answer]), np.hstack([new.prompt, new.answer])
         found.append(
@@ -145,12 +146,12 @@ def _linear_ridge(seen: Matrix, new: Matrix, gap: Floats) -> Floats:
     return (new @ (seen.T @ np.linalg.solve(kernel, gap))).astype(np.float64)
 
 
-def _term_ridge(seen: Points, new: Points, gap: Floats, size: int) -> Floats:
-    kernel = grams(seen, size)["terms"].astype(np.float64)
+def _term_ridge(seen: Points, new: Points, gap: Floats, by_terms: Matrix) -> Floats:
+    kernel = by_terms.astype(np.float64)
     some = slice(0, TRIAL_ROWS)  # training rows are in random order
     errors = [error.mean() for error in leave_one_out(kernel[some, some], gap[some], NOISES)]
     kernel[np.diag_indices_from(kernel)] += NOISES[int(np.argmin(errors))]
-    weights = np.zeros(size)
+    weights = np.zeros(1 + max(int(ids.max(initial=0)) for ids, _ in (*seen.terms, *new.terms)))
     for (ids, values), say in zip(seen.terms, np.linalg.solve(kernel, gap), strict=True):
         weights[ids] += values * say
     return np.array([float(values @ weights[ids]) for ids, values in new.terms])

@@ -172,13 +172,14 @@ def fit_points(
     outcomes: Floats,
     provenance: Mapping[str, Any] | None = None,
     seed: int = 0,
+    by_terms: Matrix | None = None,
 ) -> Predictor:
-    """The same from requests that are numbers already; outcomes [N, 2]."""
+    """The same from requests that are numbers already; outcomes [N, 2]. `by_terms`: see similarity.grams."""
     chance, size = np.random.default_rng(seed), len(encoding.vocabulary)
     mean = outcomes.mean(0)
     trial = np.sort(chance.permutation(len(tasks))[:TRIAL_ROWS])
     weights, noise, error = _choose(grams(points.take(trial), size), np.diff(outcomes[trial], axis=1)[:, 0])
-    alpha = _solve(grams(points, size), weights, noise, outcomes - mean)
+    alpha = _solve(grams(points, size, by_terms), weights, noise, outcomes - mean)
     kept = Points([], points.known, points.prompt, points.answer, points.vector, [])
     variance = float(np.var(np.diff(outcomes[trial], axis=1)))
     return Predictor(

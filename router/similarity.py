@@ -117,17 +117,23 @@ def from_cosines(cosines: Matrix) -> Matrix:
     return np.exp(SHARPNESS * (np.clip(cosines, -1, 1) - 1))
 
 
-def grams(points: Points, vocabulary_size: int) -> dict[str, Matrix]:
-    """Each part's kernel matrix [N, N] of the training requests; parts that tell nothing apart are left out. Needs scipy."""
+def term_gram(points: Points, vocabulary_size: int) -> Matrix:
+    """The terms' kernel matrix [N, N]: of all parts the one that takes longest. Needs scipy."""
     from scipy.sparse import csr_array
 
     ends = np.cumsum([0, *(len(ids) for ids, _ in points.terms)])
     ids = np.concatenate([ids for ids, _ in points.terms])
     weights = np.concatenate([weights for _, weights in points.terms])
     table: Any = csr_array((weights, ids, ends), shape=(len(points.terms), vocabulary_size))
+    return (table @ table.T).toarray().astype(np.float32)
+
+
+def grams(points: Points, vocabulary_size: int, by_terms: Matrix | None = None) -> dict[str, Matrix]:
+    """Each part's kernel matrix [N, N] of the training requests; parts that tell nothing apart are left out. `by_terms`: the
+    terms' part, where it is there already."""
     found: dict[str, Matrix] = {"prompt": near(points.prompt, points.prompt)}
-    if len(ids):
-        found["terms"] = (table @ table.T).toarray().astype(np.float32)
+    if any(len(ids) for ids, _ in points.terms):
+        found["terms"] = term_gram(points, vocabulary_size) if by_terms is None else by_terms
     if points.vector is not None:
         found["vector"] = from_cosines(points.vector @ points.vector.T)
     if points.answer is not None:
