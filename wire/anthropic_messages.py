@@ -10,7 +10,7 @@ from typing import Any
 
 from . import fields
 from .anthropic_content import parse_message, parse_system, render_blocks, render_messages
-from .anthropic_stream import StreamParser, StreamRenderer, error_type, parse_response, render_response
+from .anthropic_stream import StreamParser, StreamRenderer, error_type, status_of, parse_response, render_response
 from .chat import (
     ChatRequest,
     Effort,
@@ -168,12 +168,12 @@ def render_count(n: int) -> dict[str, Any]:
 def render_error(error: BaseloadError) -> dict[str, Any]:
     """An error in Anthropic's shape."""
     details = {"error_code": error.code, "unsupported": ["thread"]} if isinstance(error, ThreadUnsupported) else None
-    return _error(error.status, error.message, error.code, details)
+    return _error(status_of(error), error.message, error.code, details)
 
 
 def render_failure(failure: Failure) -> dict[str, Any]:
     """A stream's bad end in the same shape."""
-    return _error(failure.status, failure.message, failure.code, None)
+    return _error(status_of(failure), failure.message, failure.code, None)
 
 
 def _error(status: int, message: str, code: str | None, details: Mapping[str, Any] | None) -> dict[str, Any]:

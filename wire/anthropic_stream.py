@@ -18,6 +18,7 @@ from .chat import (
     ToolCallDelta,
     Usage,
 )
+from .errors import BaseloadError, BudgetExhausted
 from .sse import TextChunks, named_event
 from .upstream import ChunkParser, count_of, text_of
 
@@ -95,7 +96,7 @@ class StreamRenderer:
                 self._usage = event
                 return self._begin() if event.prompt_tokens else []
             case Failure():
-                return [{"type": "error", "error": {"type": error_type(event.status), "message": event.message}}]
+                return [{"type": "error", "error": {"type": error_type(status_of(event)), "message": event.message}}]
             case TextDelta():
                 delta = {"type": "text_delta", "text": event.text}
                 return [*self._in_block("text", {"type": "text", "text": ""}), self._delta(delta)] if event.text else []
@@ -167,6 +168,11 @@ class StreamRenderer:
 
     def _delta(self, delta: Mapping[str, Any], index: int | None = None) -> dict[str, Any]:
         return {"type": "content_block_delta", "index": self._block if index is None else index, "delta": dict(delta)}
+
+
+def status_of(error: BaseloadError | Failure) -> int:
+    """An exhausted budget is a matter of billing here, and no rate that will be free again soon."""
+    return 402 if error.kind == BudgetExhausted.kind else error.status
 
 
 def error_type(status: int) -> str:
