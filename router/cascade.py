@@ -48,6 +48,7 @@ class Attempt:
         self.events: list[Event] = []
         self.finishes: dict[int, Finish] = {}
         self.failure: Failure | None = None
+        self.choices = 1  # how many answers were asked for
         self.rejected = 0  # the first choice that failed a check
         self._first_token_s: float | None = None
         self._usage: Usage | None = None
@@ -145,10 +146,11 @@ class Attempt:
         return None if self.worst_usd is None else own + self.unknown * self.worst_usd
 
     def _price(self) -> float | None:
-        """US dollars. None for the local model and where no price or no usage is known; a call that was refused cost nothing,
-        one that broke off without a word may have."""
+        """US dollars. None for the local model and where no price is known, or not all of the usage: what an answer says of it
+        before its end is not what it comes to. A call that was refused cost nothing; one that broke off without a word may have."""
         provider = self.place.price_provider
-        if not provider or self._usage is None:
+        is_whole = self.failure is None and len(self.finishes) >= self.choices
+        if not provider or self._usage is None or not is_whole:
             refused = self.failure is not None and not self.failure.unanswered and self._first_token_s is None
             return 0.0 if provider and refused else None
         return retail_usd(provider, their_name(self.place), self._usage)
@@ -156,6 +158,7 @@ class Attempt:
 
 async def attempt_events(request: ChatRequest, attempt: Attempt, *, keep: bool) -> AsyncGenerator[Event, None]:
     """The backend's events, noted on their way. Leaving early stops the backend and closes the row."""
+    attempt.choices = request.sampling.n
     egress.request_id.set(attempt.row.request_id)
     repeats.set(attempt.repeated)
     try:

@@ -10,7 +10,7 @@ from typing import Any
 
 from . import fields
 from .anthropic_content import parse_message, parse_system, render_blocks, render_messages
-from .anthropic_stream import StreamParser, StreamRenderer, error_type, status_of, parse_response, render_response
+from .anthropic_stream import StreamParser, StreamRenderer, error_type, parse_response, render_response, status_of
 from .chat import (
     ChatRequest,
     Effort,
