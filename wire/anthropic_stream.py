@@ -219,6 +219,7 @@ class StreamParser(ChunkParser):
         self._blocks: dict[int, str] = {}
         self._signature = ""
         self._calls = -1
+        self._has_begun = False
         self._finish: Finish | None = None
 
     def chunk(self, chunk: Mapping[str, Any]) -> list[Event]:
@@ -228,9 +229,9 @@ class StreamParser(ChunkParser):
                 self._count(chunk["message"].get("usage") or {})
                 return []
             case "content_block_start":
-                return self._start(int(chunk["index"]), chunk["content_block"], chunk)
+                return self._counted(self._start(int(chunk["index"]), chunk["content_block"], chunk))
             case "content_block_delta":
-                return self._delta(int(chunk["index"]), chunk["delta"], chunk)
+                return self._counted(self._delta(int(chunk["index"]), chunk["delta"], chunk))
             case "content_block_stop":
                 foreign = self._blocks.get(int(chunk["index"])) == "foreign"
                 signature, self._signature = self._signature, ""
@@ -281,6 +282,14 @@ class StreamParser(ChunkParser):
             case _:
                 return []  # newer than this, and within a block that is rendered anew
 
+    def _counted(self, events: list[Event]) -> list[Event]:
+        """With the first word, what was told at the start: a stream that is left early has used that at least. Not before
+        it, as a call that fails before its first word may be tried again."""
+        if not events or self._has_begun:
+            return events
+        self._has_begun = True
+        return [*self._usage(), *events]
+
     def _count(self, usage: Mapping[str, Any]) -> None:
         for name in ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens", "output_tokens"):
             if usage.get(name) is not None:
@@ -290,10 +299,12 @@ class StreamParser(ChunkParser):
         if self._finish is None:
             return self.silence()
         self.ended = True
+        return [*self._usage(), self._finish]
+
+    def _usage(self) -> list[Event]:
         read, wrote = (self._counts.get(f"cache_{kind}_input_tokens", 0) for kind in ("read", "creation"))
         prompt = self._counts.get("input_tokens", 0) + read + wrote
-        usage = [Usage(prompt, self._counts.get("output_tokens", 0), read, 0, wrote)] if self._counts else []
-        return [*usage, self._finish]
+        return [Usage(prompt, self._counts.get("output_tokens", 0), read, 0, wrote)] if self._counts else []
 
     def _refuse(self, error: Mapping[str, Any]) -> list[Event]:
         status = {"overloaded_error": 503, "rate_limit_error": 429}.get(str(error.get("type")), 502)
