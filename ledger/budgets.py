@@ -180,14 +180,19 @@ def verify(engine: Engine) -> list[str]:
 
 
 @contextmanager
-def _transaction(engine: Engine) -> Iterator[Connection]:
-    """One transaction that writes. SQLite takes its lock first: who reads before may not be let write after."""
+def _transaction(engine: Engine, *, synced: bool = True) -> Iterator[Connection]:
+    """One transaction that writes. SQLite takes its lock first: who reads before may not be let write after.
+
+    `synced`: on the disk when it returns; else it outlives this process, but perhaps not the machine's power.
+    """
     with engine.connect() as connection:
         if engine.dialect.name == "sqlite":
             connection.exec_driver_sql("PRAGMA busy_timeout = 30000")
-            connection.exec_driver_sql("PRAGMA synchronous = FULL")
+            connection.exec_driver_sql(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
             connection.commit()
             connection.exec_driver_sql("BEGIN IMMEDIATE")
+        elif not synced:
+            connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
         yield connection
         connection.commit()
 
@@ -209,9 +214,9 @@ def _hold(connection: Connection, budget: object, amount: int, now: float) -> bo
 
 
 def _end(engine: Engine, reservation: str, status: str, cost: int | None, before: Sequence[str]) -> bool:
-    """`cost` None: all that was held."""
+    """`cost` None: all that was held. Not synced: an end that is lost leaves what was held, which is charged in full."""
     r, w = reservations.c, budget_windows.c
-    with _transaction(engine) as connection:
+    with _transaction(engine, synced=False) as connection:
         row = connection.execute(select(reservations).where(r.id == reservation).with_for_update()).one_or_none()
         if row is None or row.status not in before:
             return False
