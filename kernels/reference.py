@@ -5,6 +5,7 @@ tensor's leading dimension T is the batch's tokens in order; H query heads share
 Attention lives in paged_attention.py beside this file.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ __all__ = [
     "rms_norm",
     "rope_",
     "rope_tables",
+    "rotate_and_write",
     "silu_mul",
     "softcap",
     "top_k",
@@ -86,6 +88,27 @@ def rope_(x: torch.Tensor, rope: Rope) -> None:
 def write_kv(pool: torch.Tensor, slots: torch.Tensor, kv: torch.Tensor) -> None:
     """Put kv [T, 2, K, D] into one layer's pool [n_slots, 2, K, D] at slots [T]."""
     pool.index_copy_(0, slots, kv)
+
+
+def rotate_and_write(
+    heads: torch.Tensor,
+    norms: tuple[torch.Tensor, torch.Tensor] | None,
+    eps: float,
+    rope: Rope,
+    pool: torch.Tensor,
+    slots: torch.Tensor,
+    write: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None] = write_kv,
+) -> torch.Tensor:
+    """heads [T, H + 2K, D] hold q, k and v: norm q and k (by `norms`, [D] each, if there are any), rotate them, put k and v
+    into one layer's pool [n_slots + 1, 2, K, D] at slots [T]. Returns q [T, H, D]; q and k change *in place*."""
+    n_kv = pool.shape[2]
+    q, k = heads[:, : -2 * n_kv], heads[:, -2 * n_kv : -n_kv]
+    if norms is not None:
+        q.copy_(rms_norm(q, norms[0], eps))
+        k.copy_(rms_norm(k, norms[1], eps))
+    rope_(heads[:, :-n_kv], rope)
+    write(pool, slots, heads[:, -2 * n_kv :].unflatten(1, (2, n_kv)))
+    return q
 
 
 def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from . import reference
 from .cpu.pack import GROUP
-from .reference import add_rms_norm, embed, gelu_tanh_mul, rms_norm, rope_, rope_tables, silu_mul, softcap
+from .reference import Rope, add_rms_norm, embed, gelu_tanh_mul, rms_norm, rope_, rope_tables, silu_mul, softcap
 from .spec import StepBatch
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "rms_norm",
     "rope_",
     "rope_tables",
+    "rotate_and_write",
     "silu_mul",
     "softcap",
     "tile_inputs",
@@ -139,6 +141,18 @@ def linear(x: torch.Tensor, weight: RoundedWeight, bias: torch.Tensor | None = N
 def write_kv(pool: torch.Tensor, slots: torch.Tensor, kv: torch.Tensor) -> None:
     """As reference.write_kv, rounded to bfloat16."""
     pool.index_copy_(0, slots, to_bf16(kv))
+
+
+def rotate_and_write(
+    heads: torch.Tensor,
+    norms: tuple[torch.Tensor, torch.Tensor] | None,
+    eps: float,
+    rope: Rope,
+    pool: torch.Tensor,
+    slots: torch.Tensor,
+) -> torch.Tensor:
+    """As reference.rotate_and_write, with our write_kv."""
+    return reference.rotate_and_write(heads, norms, eps, rope, pool, slots, write_kv)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """Fixtures shared by all rooms: the real models, pulled once into the ordinary store, and sequences in scattered pages."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,10 @@ import pytest
 
 from baseload.kernels.spec import StepBatch
 from baseload.runtime.store import Store, default_root
+
+# The GPU's kernels run in Triton's interpreter where there is no GPU. Triton asks when it is first imported, by whomever.
+if not Path("/dev/nvidiactl").exists():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session")

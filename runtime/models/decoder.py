@@ -124,12 +124,9 @@ class Decoder:
         """[T, hidden] to [T, hidden]; this step's keys and values are written before anybody reads."""
         ops, spec = self._ops, self.spec
         heads = ops.linear(h, layer.qkv, layer.qkv_bias).view(len(h), -1, spec.head_dim)
-        q, k, _ = heads.split((spec.n_heads, spec.n_kv_heads, spec.n_kv_heads), 1)
-        if layer.q_norm is not None:
-            q.copy_(ops.rms_norm(q, layer.q_norm, spec.norm_eps))
-            k.copy_(ops.rms_norm(k, layer.k_norm, spec.norm_eps))
-        ops.rope_(heads[:, : spec.n_heads + spec.n_kv_heads], tables.ropes[of.rope_theta, of.rope_factor])
-        ops.write_kv(pool, tables.slots, heads[:, spec.n_heads :].unflatten(1, (2, spec.n_kv_heads)))
+        norms = None if layer.q_norm is None or layer.k_norm is None else (layer.q_norm, layer.k_norm)
+        rope = tables.ropes[of.rope_theta, of.rope_factor]
+        q = ops.rotate_and_write(heads, norms, spec.norm_eps, rope, pool, tables.slots)
         mixed = ops.paged_attention(q, pool, tables.plans[of.window], self._scale, spec.attn_softcap)
         out = ops.linear(mixed, layer.o)
         return out if layer.post_attn_norm is None else ops.rms_norm(out, layer.post_attn_norm, spec.norm_eps)
