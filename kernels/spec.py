@@ -46,6 +46,20 @@ class DecoderSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Draws:
+    """How tokens are drawn from a batch's logit rows, where the device does that. What is drawn depends on the row's logits,
+    its key and its position alone."""
+
+    wanted: NDArray[np.bool_]  # [L] whether a token is to be drawn; else the host takes the best, or reads the logits
+    temperature: NDArray[np.float32]  # [L] above 0 where wanted
+    top_k: NDArray[np.int32]  # [L] 0: all
+    top_p: NDArray[np.float32]  # [L] 1: all
+    min_p: NDArray[np.float32]  # [L] 0: all
+    keys: NDArray[np.int64]  # [L] of the random numbers
+    positions: NDArray[np.int32]  # [L] of the tokens drawn, in their sequences
+
+
+@dataclass(frozen=True, slots=True)
 class StepBatch:
     """One ragged step: R rows (sequences) of q_len tokens each, laid end to end as T tokens; no padding, no modes.
 
@@ -64,6 +78,7 @@ class StepBatch:
     full_logits: NDArray[np.bool_]  # [L] whether the whole row of logits is wanted; else its largest only
     page_size: int
     wants_states: bool = False  # what goes into the output head, of all of them
+    draws: Draws | None = None  # None: no row's token is drawn on the device
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +89,7 @@ class StepOutput:
     finite: NDArray[np.bool_]  # [L] whether that largest is finite and the row has no NaN
     logits: NDArray[np.float32]  # [L, vocab]; a row is filled only where batch.full_logits
     states: NDArray[np.float32] | None = None  # [L, hidden] after the final norm, where batch.wants_states
+    drawn: NDArray[np.int32] | None = None  # [L] tokens, -1 where batch.draws wants none
 
     @classmethod
     def of(cls, logits: NDArray[np.float32], states: NDArray[np.float32] | None = None) -> "StepOutput":

@@ -1,5 +1,7 @@
 """The operations on torch: device and dtype to implementation. What was chosen can be printed."""
 
+import importlib
+import importlib.util
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -21,12 +23,13 @@ class Kernels:
     def describe(self) -> str:
         """One line for the start-up log."""
         threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
-        name = self.ops.__name__.rsplit(".", 1)[-1]
+        name = "triton" if self.ops.__name__.endswith("triton.ops") else self.ops.__name__.rsplit(".", 1)[-1]
         return f"kernels: {name} (torch {torch.__version__}), {self.device}, {self.dtype}{threads}"
 
 
-def choose(device: str, dtype: str) -> Kernels:
-    """The implementation for a device ("cpu", "cuda", "cuda:1") and a dtype ("float32", "bfloat16", "float16").
+def choose(device: str, dtype: str, triton: bool = False) -> Kernels:
+    """The implementation for a device ("cpu", "cuda", "cuda:1") and a dtype ("float32", "bfloat16", "float16"): with `triton`
+    the GPU's kernels, which a CPU runs in Triton's interpreter only.
 
     Raises ValueError, in one line, for a dtype we do not know and a device that this machine does not have.
     """
@@ -36,4 +39,9 @@ def choose(device: str, dtype: str) -> Kernels:
         found = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device!r} is not available: {str(error).splitlines()[0]}") from error
-    return Kernels(reference, found, DTYPES[dtype])
+    if not triton:
+        return Kernels(reference, found, DTYPES[dtype])
+    if importlib.util.find_spec("triton") is None:
+        raise ValueError("the GPU's kernels need Triton, which is not installed: pip install triton")
+    # named, not imported above: Triton takes a second, and a machine without a GPU does not have it
+    return Kernels(importlib.import_module(".triton.ops", __package__), found, DTYPES[dtype])

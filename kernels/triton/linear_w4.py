@@ -3,8 +3,8 @@
 Few rows: the weight is unpacked on its way into the product, so that a quarter of bfloat16's bytes are read. Many rows: it is
 unpacked once into memory, and the vendor's product does the rest; that costs 2.5 bytes a weight once instead of work a row.
 
-Codes lie as in GGUF's Q4_0 and Q4_1: of 32 neighbouring inputs, byte e holds input e in its low half and input e + 16 in its high
-one. So a tile of bytes meets two tiles of x, and nothing is shuffled.
+Codes lie as in GGUF's Q4_0 and Q4_1: of 32 neighbouring inputs, byte e holds input e in its low half and input e + 16 in its
+high one. So a tile of bytes meets two tiles of x, and nothing is shuffled.
 """
 
 from dataclasses import dataclass

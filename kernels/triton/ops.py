@@ -3,6 +3,8 @@
 Matrix products of dense weights are torch's; angles of rotation are float32 always.
 """
 
+import functools
+
 import torch
 
 from .. import reference
@@ -38,8 +40,17 @@ def linear(x: torch.Tensor, weight: torch.Tensor | Packed4, bias: torch.Tensor |
     return reference.linear(x, weight, bias)
 
 
+@functools.lru_cache(maxsize=64)
+def _inverse(head_dim: int, theta: float, factor: float, freq_factors: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """Kept on the device: what comes from the host can't be part of a captured graph."""
+    found = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim) / factor
+    return (found / torch.tensor(freq_factors) if freq_factors else found).to(device)
+
+
 def rope_tables(
     positions: torch.Tensor, head_dim: int, theta: float, factor: float, freq_factors: tuple[float, ...], dtype: torch.dtype
 ) -> Rope:
-    """See reference.rope_tables. `dtype` is that of the heads."""
-    return reference.rope_tables(positions, head_dim, theta, factor, freq_factors, torch.float32)
+    """See reference.rope_tables; float32 whatever `dtype` the heads have, since they are multiplied in it."""
+    angles = torch.outer(positions.float(), _inverse(head_dim, theta, factor, freq_factors, positions.device))
+    cos, sin = angles.cos(), angles.sin()
+    return Rope(torch.cat((cos, cos), -1)[:, None], torch.cat((-sin, sin), -1)[:, None])

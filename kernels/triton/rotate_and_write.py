@@ -47,7 +47,7 @@ def _rotate_and_write(
     query = inside & (head < N_HEADS)
     tl.store(source, first, mask=query)
     tl.store(source + half, second, mask=query)
-    slot = tl.load(slots + token) + head * 0
+    slot = tl.load(slots + token).to(tl.int64) + head * 0
     kept = inside & (head >= N_HEADS) & (slot >= 0)
     target = pool + slot * slot_stride + (head - N_HEADS) * DIM + i
     tl.store(target, first, mask=kept)

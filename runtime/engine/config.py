@@ -15,3 +15,4 @@ class EngineConfig:
     restored_pages: int = 16  # pages read back from the store in one step
     watchdog_s: float = 10.0  # a step that takes longer is stuck
     max_guess: int = 8  # tokens guessed ahead for one sequence; 0: none
+    draws_on_device: bool = False  # the runner draws tokens where no more than their distribution is asked for

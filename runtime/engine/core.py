@@ -130,7 +130,7 @@ class EngineCore:
             return outputs
         self.steps += 1
         try:
-            result = self._runner.run(build_batch(plan, self._config.page_size))
+            result = self._runner.run(build_batch(plan, self._config.page_size, self._config.draws_on_device))
         except Exception:
             log.exception("a step of the model failed; its %d requests end", len(plan))
             return outputs + [self._fail(sequence, BROKEN) for sequence, _ in plan]

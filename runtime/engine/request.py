@@ -92,13 +92,14 @@ class Sequence:
     margin_sum: float = 0.0  # over the output, where the request asks for margins
     margin_least: float = math.inf
     takes_best: bool = field(init=False)  # nothing in the request asks for more than the most likely token
+    draws_plainly: bool = field(init=False)  # nor for more than a draw from the truncated distribution
 
     def __post_init__(self) -> None:
         p = self.request.sampling
         shaped = p.repetition_penalty != 1 or p.presence_penalty or p.frequency_penalty or p.logit_bias
-        self.takes_best = (
-            p.temperature == 0 and p.logprobs is None and not p.margins and not shaped and self.request.grammar is None
-        )
+        plain = p.logprobs is None and not p.margins and not shaped and self.request.grammar is None
+        self.takes_best = p.temperature == 0 and plain
+        self.draws_plainly = p.temperature > 0 and plain
 
     def note_margin(self, margin: float) -> None:
         """Of a chosen token, which is not yet in `tokens`."""
@@ -115,6 +116,12 @@ class Sequence:
     def wants_logits(self) -> bool:
         """Whether the next token is chosen from a whole row of logits; else the most likely one is taken."""
         return not self.takes_best or self.n_output < self.request.sampling.min_tokens
+
+    @property
+    def is_plain_draw(self) -> bool:
+        """Whether temperature, top_k, top_p and min_p are all that the next token's choice depends on."""
+        p = self.request.sampling
+        return self.draws_plainly and self.n_output >= p.min_tokens
 
     @property
     def n_output(self) -> int:

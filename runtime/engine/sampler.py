@@ -49,6 +49,8 @@ def sample(result: StepOutput, row: int, sequence: Sequence, end_ids: Ids) -> Sa
         raise BrokenLogits("the model's logits are not finite")
     if not sequence.wants_logits:
         return Sampled(best)
+    if result.drawn is not None and result.drawn[row] >= 0:
+        return Sampled(int(result.drawn[row]))
     params, grammar = sequence.request.sampling, sequence.request.grammar
     if grammar is None:
         banned = (*end_ids, *params.stop_token_ids) if sequence.n_output < params.min_tokens else ()
