@@ -30,7 +30,7 @@ class LoadOptions:
     config: EngineConfig
     kv_memory_mb: int
     threads: int = 0  # 0: one for each core
-    kernels: str = "auto"  # "auto", "native" or "torch"
+    kernels: str = "auto"  # "auto", "cuda", "native" or "torch"
     kv_disk: Path | None = None  # the folder where KV pages outlive the process; None: they don't
     kv_disk_mb: int = 2048  # how many of them, for each model
     isa: str = "auto"  # of the native step; "auto": the best that the machine has
@@ -50,7 +50,8 @@ class OpenedModel:
         """Memory that it will need at most: its file, and its KV cache."""
         path = self.model.path
         files = path.glob("*.safetensors") if path.is_dir() else [path]
-        return sum(file.stat().st_size for file in files) + self.config.n_pages * self.page_bytes
+        pool = self.config.n_pages * self.page_bytes if self.implementation != "cuda" else 0  # there it is the GPU's
+        return sum(file.stat().st_size for file in files) + pool
 
     @property
     def longest(self) -> int:
@@ -82,14 +83,17 @@ class Loader:
             model.template.check()
         except ModelFileError as error:
             log.warning("%s: %s; only /v1/completions will work", path.name, error.message)
+        if implementation == "cuda":
+            return self._on_gpu(model)
         page = native_page_bytes(spec, size) if implementation == "native" else torch_page_bytes(spec, size)
         return OpenedModel(model, implementation, self._sized(page), page)
 
     def start(self, opened: OpenedModel) -> Engine:
         """An engine with the model's weights, running. Blocks while they are read. Raises ModelFileError, in one line."""
         config, name = opened.config, opened.model.path.name
+        starts = {"cuda": self._cuda, "native": self._native, "torch": self._torch}
         try:
-            runner, store = self._native(opened) if opened.implementation == "native" else (self._torch(opened), None)
+            runner, store = starts[opened.implementation](opened)
         except NativeUnavailable as error:
             raise ModelFileError(f"{name}: {error}") from error
         tokens = config.n_pages * config.page_size
@@ -114,7 +118,28 @@ class Loader:
         runner = NativeRunner(model, config.n_pages, config.page_size, self._pool, isa)
         return runner, self._store(runner, digest) if digest else None
 
-    def _torch(self, opened: OpenedModel) -> DescribedRunner:
+    def _on_gpu(self, model: LoadedModel) -> OpenedModel:
+        """The pool takes what the GPU has free beside the weights; `kv_memory_mb` is the host's."""
+        from .engine.cuda_runner import pages_that_fit
+
+        spec, config = model.config.decoder, self._options.config
+        n_pages = pages_that_fit(spec, config)
+        if not n_pages:
+            raise ModelFileError(f"{model.path.name}: its weights do not fit into the GPU's free memory")
+        opened = replace(config, n_pages=n_pages, draws_on_device=True)
+        return OpenedModel(model, "cuda", opened, torch_page_bytes(spec, config.page_size, "bfloat16"))
+
+    def _cuda(self, opened: OpenedModel) -> tuple[DescribedRunner, None]:
+        import torch
+
+        from .engine.cuda_runner import CudaRunner
+
+        try:
+            return CudaRunner(opened.model.config.decoder, opened.model.weights, opened.config), None
+        except torch.cuda.OutOfMemoryError as error:
+            raise ModelFileError(f"{opened.model.path.name} does not fit into the GPU's memory") from error
+
+    def _torch(self, opened: OpenedModel) -> tuple[DescribedRunner, None]:
         import torch  # takes seconds and hundreds of MB
 
         from .engine.torch_runner import TorchRunner
@@ -122,7 +147,7 @@ class Loader:
         torch.set_num_threads(n_threads(self._options.threads))
         if self._options.kv_disk:
             log.info("%s: torch keeps its KV pages to itself; none are kept on disk", opened.model.path.name)
-        return TorchRunner(opened.model, opened.config.n_pages, opened.config.page_size)
+        return TorchRunner(opened.model, opened.config.n_pages, opened.config.page_size), None
 
     def _store(self, runner: NativeRunner, digest: Future[str]) -> KvStore | None:
         def identity() -> bytes:

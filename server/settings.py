@@ -62,7 +62,7 @@ class ModelsSettings:
 class EngineSettings:
     """[engine]: batching and the KV cache."""
 
-    kernels: str = one_of("auto", "auto", "native", "torch")  # auto: native, and torch for models that it does not run
+    kernels: str = one_of("auto", "auto", "cuda", "native", "torch")  # auto: cuda, else native, else torch
     isa: str = one_of("auto", "auto", "amx", "avx512", "avx2", "portable")  # of native; auto: the best there is
     page_size: int = bounded(32, 1, 1024)  # tokens; a multiple of 16 for the native kernels
     memory_mb: int = bounded(0, 0, 16_777_216)  # of all models together, KV caches included; 0: no limit

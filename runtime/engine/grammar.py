@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from llguidance import LLMatcher
 from numpy.typing import NDArray
 
 from ...wire.errors import BadRequest
@@ -78,7 +77,7 @@ class Grammar:
 
     def __init__(
         self,
-        matcher: LLMatcher,
+        matcher: "LLMatcher",
         vocabulary: Vocabulary,
         reserve: int = 0,
         place: _Place | None = None,
@@ -169,7 +168,7 @@ class Grammar:
                 place.go_on(self._spelled(token))
         return None if matcher.is_error() else found
 
-    def _closing(self, matcher: LLMatcher, within: Sequence[int] | None, spent: int | None) -> int:
+    def _closing(self, matcher: "LLMatcher", within: Sequence[int] | None, spent: int | None) -> int:
         known = self.vocabulary
         for token in known.between if within is None else within:
             if (token != spent or token in known.closers) and matcher.validate_tokens([token]):
@@ -177,7 +176,7 @@ class Grammar:
         # Such as a string of at least so many characters: the longest token gets on furthest.
         return int((known.lengths * self._mask_of(matcher)).argmax())
 
-    def _mask_of(self, matcher: LLMatcher) -> NDArray[np.bool_]:
+    def _mask_of(self, matcher: "LLMatcher") -> NDArray[np.bool_]:
         matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
         return np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: self.vocabulary.width].view(np.bool_)
 

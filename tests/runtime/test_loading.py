@@ -191,3 +191,11 @@ def test_choose_says_which():
     assert dispatch.choose(spec, 8)[0] == "torch"
     with pytest.raises(NativeUnavailable):
         dispatch.choose(spec, 8, "native")
+
+
+@pytest.mark.skipif(not dispatch.no_gpu(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_said_to_be_missing():
+    spec = DecoderSpec(1, 64, 2, 1, 32, 64, 40, 64, 1e-5, (LayerSpec(),))
+    assert dispatch.choose(spec, 16)[0] == "native", "auto goes on to what is there"
+    with pytest.raises(NativeUnavailable, match="NVIDIA|GPU"):
+        dispatch.choose(spec, 16, "cuda")
