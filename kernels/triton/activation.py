@@ -3,6 +3,8 @@
 silu(g) = g * sigmoid(g). GELU in its tanh form, 0.5 g (1 + tanh(u)) with u = sqrt(2 / pi) (g + 0.044715 g^3) (Hendrycks &
 Gimpel, arXiv 1606.08415), is g * sigmoid(2u), because tanh(u) = 2 sigmoid(2u) - 1.
 """
+# pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false
+# (kernels are in a language of their own, and a launch takes options that no signature has)
 
 import math
 

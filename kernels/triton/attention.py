@@ -7,6 +7,8 @@ row has one query, so there is little to do in parallel: its keys are cut into s
 a second kernel puts the segments' results together (Flash-Decoding). Cuts depend on the row's own length and the number of
 segments, never on what else is in the batch.
 """
+# pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false
+# (kernels are in a language of their own, and a launch takes options that no signature has)
 
 import torch
 import triton

@@ -6,6 +6,8 @@ unpacked once into memory, and the vendor's product does the rest; that costs 2.
 Codes lie as in GGUF's Q4_0 and Q4_1: of 32 neighbouring inputs, byte e holds input e in its low half and input e + 16 in its
 high one. So a tile of bytes meets two tiles of x, and nothing is shuffled.
 """
+# pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false
+# (kernels are in a language of their own, and a launch takes options that no signature has)
 
 from dataclasses import dataclass
 

@@ -3,6 +3,8 @@
 q stays where it is; k and v are read once and written once, into the pool. Dimension i of a head pairs with i + D/2:
 (a, b) becomes (a cos - b sin, b cos + a sin) (Su et al., arXiv 2104.09864).
 """
+# pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false
+# (kernels are in a language of their own, and a launch takes options that no signature has)
 
 import torch
 import triton

@@ -8,6 +8,8 @@ boundary the lowest ids stay, as in runtime/engine/sampler.py, whose distributio
 
 The random number for a token depends on its row's key and position alone (Philox; Salmon et al., SC 2011).
 """
+# pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false
+# (kernels are in a language of their own, and a launch takes options that no signature has)
 
 import torch
 import triton

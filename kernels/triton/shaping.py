@@ -3,6 +3,8 @@
 Penalties touch the few tokens that a sequence has, so they come as a list a row instead of a table of the vocabulary's size:
 a logit becomes l / r or, if negative, l * r (repetition; Keskar et al., arXiv 1909.05858), and then l + shift.
 """
+# pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false
+# (kernels are in a language of their own, and a launch takes options that no signature has)
 
 from dataclasses import dataclass
 

@@ -105,9 +105,9 @@ class CudaRunner:
             zeros = torch.zeros(len(logits), device=logits.device)
             return *sample(logits, zeros, zeros.int(), zeros, zeros, zeros), logits
         uniform = uniforms(put(draws.keys, np.int64), put(draws.positions, np.int32))
-        shape = (np.where(draws.wanted, draws.temperature, 0), np.float32), (draws.top_k, np.int32)
-        best = sample(logits, *(put(*part) for part in (*shape, (draws.top_p, np.float32), (draws.min_p, np.float32))), uniform)
-        return *best, logits
+        temperature = put(np.where(draws.wanted, draws.temperature, 0), np.float32)
+        top_p, min_p = put(draws.top_p, np.float32), put(draws.min_p, np.float32)
+        return *sample(logits, temperature, put(draws.top_k, np.int32), top_p, min_p, uniform), logits
 
 
 def _pack(weights: GgufWeights, device: torch.device) -> Pack:

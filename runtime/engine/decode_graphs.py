@@ -7,14 +7,15 @@ interprets) the same function runs on the same places.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from ...kernels.spec import Draws, StepBatch
 
-COLUMNS = ("tokens", "positions", "slots", "contexts", "draw_at", "top_k", "temperature", "top_p", "min_p")
-FLOATS = ("temperature", "top_p", "min_p")
+COLUMNS: tuple[str, ...] = ("tokens", "positions", "slots", "contexts", "draw_at", "top_k", "temperature", "top_p", "min_p")
+FLOATS: tuple[str, ...] = ("temperature", "top_p", "min_p")
 LEAST_WIDTH = 64  # pages in a row's table; wider ones are powers of two
 
 
@@ -81,7 +82,7 @@ class DecodeGraphs:
 class _Ready:
     """Places for n rows of `width` pages, with their mirror on the host, and the step on them."""
 
-    def __init__(self, step: Step, n: int, width: int, device: torch.device, captured: bool, memory: object) -> None:
+    def __init__(self, step: Step, n: int, width: int, device: torch.device, captured: bool, memory: Any) -> None:
         words = (len(COLUMNS) + 2 + width) * n  # keys take two
         self._host = torch.zeros(words, dtype=torch.int32, pin_memory=captured)
         self._words = torch.zeros(words, dtype=torch.int32, device=device)
@@ -120,7 +121,7 @@ def _fill_draws(draws: Draws, column: dict[str, np.ndarray], keys: np.ndarray, n
     keys[:n] = draws.keys
 
 
-def _capture(step: Step, places: Places, memory: object) -> Callable[[], Drawn]:
+def _capture(step: Step, places: Places, memory: Any) -> Callable[[], Drawn]:
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):  # compiles what is not yet, and lets libraries take their workspaces

@@ -6,11 +6,15 @@ tokens that the grammar forces are guesses that always come true; and an answer 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...wire.errors import BadRequest
+
+if TYPE_CHECKING:  # an engine without grammars needs no llguidance
+    from llguidance import LLMatcher
 
 QUOTE, BACKSLASH = b'"\\'
 OPENING, CLOSING, DIGITS, POINT = b"[{", b"]}", b"0123456789", ord(".")

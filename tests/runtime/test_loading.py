@@ -197,5 +197,5 @@ def test_choose_says_which():
 def test_a_gpu_that_is_not_there_is_said_to_be_missing():
     spec = DecoderSpec(1, 64, 2, 1, 32, 64, 40, 64, 1e-5, (LayerSpec(),))
     assert dispatch.choose(spec, 16)[0] == "native", "auto goes on to what is there"
-    with pytest.raises(NativeUnavailable, match="NVIDIA|GPU"):
+    with pytest.raises(NativeUnavailable, match=r"NVIDIA|GPU"):
         dispatch.choose(spec, 16, "cuda")
