@@ -25,13 +25,14 @@ class Absent:
         return 0
 
 
-driver.set_active(Absent())
+absent: Any = Absent()
+driver.set_active(absent)
 launch = JITFunction.run
 
 
 def compile_only(self: Any, *args: Any, grid: Any, warmup: bool = False, **options: Any) -> Any:
     began = time.perf_counter()
-    compiled = launch(self, *args, grid=grid, warmup=True, **options)
+    compiled: Any = launch(self, *args, grid=grid, warmup=True, **options)
     print(f"{self.__name__} {compiled.metadata.shared} bytes shared, {time.perf_counter() - began:.1f} s", flush=True)
     return compiled
 

@@ -29,14 +29,9 @@ def exact(logits: NDArray[np.float32], row: Row) -> NDArray[np.float64]:
 
 def draw(kit, logits: NDArray[np.float32], rows: list[Row], u: list[float]) -> tuple[list[int], list[int], list[bool]]:
     """(best, token, finite) of each row."""
-    columns = (
-        torch.tensor(column, dtype=dtype, device=kit.device)
-        for column, dtype in zip(
-            zip(*rows, strict=True), (torch.float32, torch.int32, torch.float32, torch.float32), strict=True
-        )
-    )
+    temperature, top_k, top_p, min_p = (torch.tensor(column, device=kit.device) for column in zip(*rows, strict=True))
     where = torch.tensor(u, device=kit.device, dtype=torch.float32)
-    best, finite, token = sample(torch.from_numpy(logits).to(kit.device), *columns, where)
+    best, finite, token = sample(torch.from_numpy(logits).to(kit.device), temperature, top_k.int(), top_p, min_p, where)
     return best.tolist(), token.tolist(), finite.bool().tolist()
 
 

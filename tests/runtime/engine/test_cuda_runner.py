@@ -139,8 +139,8 @@ def test_logits_that_nobody_asks_for_stay_on_the_device_and_tokens_are_drawn_the
     for r in rows:
         r.tokens.append(3)
     batch = dealt.step([(r, 1) for r in rows])
-    again = [cuda.run(asking(batch, full=False, keys=np.array([8, 9, 10]))).drawn for _ in range(2)]
-    assert again[0] is not None and again[0].tolist() == again[1].tolist(), "the same keys draw the same tokens"
+    again: list[Any] = [cuda.run(asking(batch, full=False, keys=np.array([8, 9, 10]))).drawn for _ in range(2)]
+    assert again[0].tolist() == again[1].tolist(), "the same keys draw the same tokens"
     cold = cuda.run(asking(batch, full=False, temperature=np.full(3, 1e-6, np.float32)))
     assert cold.drawn is not None and cold.drawn.tolist() == cold.best.tolist()
     one = cuda.run(asking(batch, full=False, top_k=np.ones(3, np.int32)))
