@@ -39,7 +39,7 @@ def compile_only(self: Any, *args: Any, grid: Any, warmup: bool = False, **optio
 
 JITFunction.run = compile_only
 
-from baseload.kernels.triton import linear_w4, ops, sampling, shaping  # noqa: E402
+from baseload.kernels.triton import linear_w4, linear_w8, lora, ops, sampling, shaping  # noqa: E402
 from baseload.kernels.triton.attention_plan import DevicePlan, Launch  # noqa: E402
 
 
@@ -68,6 +68,10 @@ def main() -> None:
     for rows in (1, 32, 64):
         linear_w4.linear(zeros(rows, 256, dtype=dtype), packed)
     linear_w4.unpack(packed, dtype)
+    x, eight = zeros(3, 256, dtype=dtype), zeros(64, 256, dtype=torch.int8)
+    linear_w8.linear(x, linear_w8.Packed8(eight, zeros(64, dtype=torch.float32)))
+    a, b = zeros(1, 16, 256, dtype=dtype), zeros(1, 256, 16, dtype=dtype)
+    lora.add_adapters(x, x, a, b, zeros(1, dtype=torch.float32), zeros(3))
     logits, floats = zeros(2, 128256, dtype=torch.float32), zeros(2, dtype=torch.float32)
     sampling.sample(logits, floats, zeros(2), floats, floats, sampling.uniforms(zeros(2, dtype=torch.int64), zeros(2)))
     shaping.mask(logits, zeros(1, 4008), zeros(2))
