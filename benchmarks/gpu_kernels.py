@@ -45,7 +45,8 @@ class Bed:
     def seconds(self, work: Callable[[], object]) -> float:
         """The median of repeated runs, caches emptied before each; of a smoke run, the only one."""
         if not self.smoke:
-            return float(triton.testing.do_bench(work, warmup=10, rep=50, return_mode="median")) / 1e3
+            found: Any = triton.testing.do_bench(work, warmup=10, rep=50, return_mode="median")
+            return found / 1e3
         began = time.perf_counter()
         work()
         return time.perf_counter() - began

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from ..kernels.spec import DecoderSpec, LayerSpec
 from ..runtime.models.weights import expected_shapes
 
 
-def _spec(n_layers: int, theta: float, **sizes: int) -> DecoderSpec:
+def _spec(n_layers: int, theta: float, **sizes: Any) -> DecoderSpec:
     layers = (LayerSpec(rope_theta=theta),) * n_layers
     return DecoderSpec(n_layers=n_layers, layers=layers, norm_eps=1e-5, context_length=40960, **sizes)
 

@@ -23,7 +23,7 @@ def peer(name: str, smoke: bool) -> Iterator[Row]:
     from .gpu_engine import OUTPUT, PROMPT
 
     bed, spec = Bed(smoke), spec_of(name, smoke)
-    sizes = {
+    sizes: Row = {
         "vocab_size": spec.vocab,
         "hidden_size": spec.hidden,
         "intermediate_size": spec.intermediate,

@@ -21,18 +21,18 @@ TILE = 128  # query-and-head pairs that a program of a chunk holds; not yet meas
 LOG2_E = 1.4426950408889634
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_blocks", "table_stride"])  # they change from step to step; each kind would be compiled
 def _attend(
     q, pool, out, part, part_max, part_sum, row_starts, context_lens, page_tables, rows,
-    q_stride, out_stride, slot_stride, table_stride, scale_log2, cap, window,
+    q_stride, out_stride, slot_stride, table_stride, scale_log2, cap, window, n_blocks,
     N_KV: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, DIMS: tl.constexpr, PAGE: tl.constexpr,
-    BLOCKS: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, SEGMENTS: tl.constexpr,
+    QUERIES: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, SEGMENTS: tl.constexpr,
     CAPPED: tl.constexpr, WINDOWED: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A program: a block of queries, one key head, one segment of the keys. Tile row m is query m // GROUP, head m % GROUP."""
     block, kv_head, segment = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    row = tl.load(rows + block // BLOCKS)
-    first_query = block % BLOCKS * QUERIES
+    row = tl.load(rows + block // n_blocks)
+    first_query = block % n_blocks * QUERIES
     start = tl.load(row_starts + row)
     n_queries = tl.load(row_starts + row + 1) - start
     context = tl.load(context_lens + row)
@@ -156,9 +156,10 @@ def _launch(
         stats = found[0], found[1]
     _attend[(len(launch.rows) * n_blocks, n_kv, count)](
         q, pool, out, part, *stats, plan.row_starts, plan.context_lens, plan.page_tables, launch.rows,
-        q.stride(0), out.stride(0), pool.stride(0), plan.page_tables.stride(0), scale * LOG2_E, cap * LOG2_E, plan.window,
+        q.stride(0), out.stride(0), pool.stride(0), plan.page_tables.stride(0), scale * LOG2_E, cap * LOG2_E,
+        plan.window, n_blocks,
         N_KV=n_kv, GROUP=group, DIM=dim, DIMS=dims, PAGE=plan.page_size,
-        BLOCKS=n_blocks, QUERIES=queries, ROWS=max(16, triton.next_power_of_2(queries * group)), KEYS=keys, SEGMENTS=count,
+        QUERIES=queries, ROWS=max(16, triton.next_power_of_2(queries * group)), KEYS=keys, SEGMENTS=count,
         CAPPED=cap > 0, WINDOWED=plan.window > 0, UPCAST=upcast(pool.dtype), PRECISION=precision(pool.dtype),
         num_warps=n_warps, num_stages=n_stages,
     )  # fmt: skip

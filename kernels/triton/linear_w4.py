@@ -70,7 +70,7 @@ def _halves(codes, scales, shifts, n, byte, n_out, width, G: tl.constexpr):
     return low, high
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows"])
 def _linear(
     x, codes, scales, shifts, out, n_rows, n_out, width, x_stride,
     G: tl.constexpr, M: tl.constexpr, N: tl.constexpr, B: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr

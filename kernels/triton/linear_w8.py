@@ -4,7 +4,7 @@ The product of integers is the vendor's (`torch._int_mm`, exact in int32); what 
 scale and rounds it, and one behind it, which multiplies by both scales. `_int_mm` on a GPU wants more than 16 rows: fewer are
 padded. (Compare Dettmers et al., LLM.int8(), arXiv 2208.07339: this is its plain row- and column-wise form, without outliers.)
 """
-# pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false
+# pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false, reportPrivateImportUsage=false
 # (kernels are in a language of their own, and a launch takes options that no signature has)
 
 from dataclasses import dataclass

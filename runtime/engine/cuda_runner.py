@@ -39,8 +39,7 @@ class CudaRunner:
         self._page_size, self._on_gpu = config.page_size, kernels.device.type == "cuda"
         self._graphs = DecodeGraphs(self._decode, config.max_batch, kernels.device, self._on_gpu)
         if self._on_gpu:
-            with torch.inference_mode():
-                self._graphs.prepare()
+            self._prepare(min(config.token_budget, self.context_length, config.n_pages * config.page_size))
 
     def describe(self) -> str:
         """One line for the start-up log."""
@@ -73,6 +72,17 @@ class CudaRunner:
         del self._graphs, self._pool, self._decoder
         if self._on_gpu:
             torch.cuda.empty_cache()
+
+    @torch.inference_mode()
+    def _prepare(self, n: int) -> None:
+        """Compile and capture before the first request: a step that takes seconds is a stuck one. A chunk of n tokens without
+        a past is computed, and written nowhere: if the memory is too small, that is seen here."""
+        starts, none = np.array([0, n], np.int32), np.full(n, -1, np.int64)
+        table = np.zeros((1, -(-n // self._page_size)), np.int32)
+        last, positions = np.array([n - 1], np.int32), np.arange(n, dtype=np.int32)
+        tokens, nobody = np.zeros(n, np.int32), np.zeros(1, np.bool_)
+        self._mixed(StepBatch(tokens, positions, none, starts, starts[1:], table, last, nobody, self._page_size))
+        self._graphs.prepare()
 
     def _decode(self, places: Places) -> Drawn:
         """A step of decode rows: on the device alone, so that it can be captured."""

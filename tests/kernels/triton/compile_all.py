@@ -28,12 +28,14 @@ class Absent:
 absent: Any = Absent()
 driver.set_active(absent)
 launch = JITFunction.run
+hashes: set[str] = set()
 
 
 def compile_only(self: Any, *args: Any, grid: Any, warmup: bool = False, **options: Any) -> Any:
     began = time.perf_counter()
     compiled: Any = launch(self, *args, grid=grid, warmup=True, **options)
     print(f"{self.__name__} {compiled.metadata.shared} bytes shared, {time.perf_counter() - began:.1f} s", flush=True)
+    hashes.add(compiled.hash)
     return compiled
 
 
@@ -62,6 +64,11 @@ def main() -> None:
             launches = Launch(zeros(1), 1, 256), Launch(zeros(1), 1, 8192), Launch(zeros(1), 100, 8192)
             plan = DevicePlan(zeros(2), zeros(1), zeros(1, 4), 16, window, launches)
             ops.paged_attention(q, pool, plan, 0.1, cap)
+    known = len(hashes)
+    for queries, width in ((2, 1), (99, 5), (1000, 16), (2048, 64)):  # chunks and tables as they come
+        plan = DevicePlan(zeros(2), zeros(1), zeros(1, width), 16, 512, (Launch(zeros(1), queries, 8192),))
+        ops.paged_attention(q, pool, plan, 0.1, 30.0)
+    assert len(hashes) == known, "a step's sizes must not compile anything anew"
     packed = linear_w4.Packed4(
         zeros(256, 128, dtype=torch.uint8), zeros(256, 8, dtype=torch.float16), zeros(256, 8, dtype=torch.float16)
     )
