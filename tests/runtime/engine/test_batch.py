@@ -24,7 +24,8 @@ def test_a_decode_and_a_chunk_lie_end_to_end(sequence):
     assert batch.page_tables.tolist() == [[3, 1, 0], [2, 0, 9]]
     assert batch.logit_rows.tolist() == [0], "the chunk ends before its prompt does"
     assert batch.full_logits.tolist() == [True]
-    dtypes = {name: getattr(batch, name).dtype for name in batch.__slots__ if name not in ("page_size", "wants_states")}
+    others = ("page_size", "wants_states", "draws")
+    dtypes = {name: getattr(batch, name).dtype for name in batch.__slots__ if name not in others}
     assert dtypes.pop("full_logits") == np.bool_
     assert dtypes.pop("slots") == np.int64 and set(dtypes.values()) == {np.dtype(np.int32)}
 
@@ -73,3 +74,24 @@ def test_any_plan(sequence, data: st.DataObject):
             at += 1
         wanted += [at - 1] if s.computed + n == len(s.tokens) else []
     assert batch.logit_rows.tolist() == wanted
+
+
+def test_draws_are_asked_of_the_device_where_it_can_make_them(sequence):
+    warm = sequence([5, 6], temperature=0.7, top_k=4, top_p=0.5, min_p=0.25, seed=9, choice=1)
+    same = sequence([5, 6], temperature=0.7, seed=9)
+    cold, shaped = sequence([5], temperature=0.0), sequence([5], temperature=1.0, repetition_penalty=1.5)
+    told, early = sequence([5], temperature=1.0, logprobs=2), sequence([5], temperature=1.0, min_tokens=2)
+    warm.guessed = [8, 9]
+    plan = [(s, s.missing) for s in (warm, same, cold, shaped, told, early)]
+    for s, _ in plan:
+        s.pages.append(0)
+    batch = build_batch(plan, 16, draws_on_device=True)
+    assert batch.draws is not None
+    assert batch.draws.wanted.tolist() == [True] * 4 + [False] * 4
+    assert batch.full_logits.tolist() == [False] * 5 + [True] * 3, "the others' logits come to the host, but of the greedy one"
+    assert batch.draws.positions.tolist()[:4] == [2, 3, 4, 2], "a guess is drawn where it would stand"
+    assert batch.draws.top_k.tolist()[:4] == [4, 4, 4, 0] and batch.draws.min_p.tolist()[:4] == [0.25] * 3 + [0]
+    keys = batch.draws.keys.tolist()
+    assert keys[0] == keys[1] == keys[2] != keys[3], "one seed's choices part ways"
+    assert build_batch([(cold, 1)], 16, draws_on_device=True).draws is None
+    assert build_batch(plan, 16).draws is None

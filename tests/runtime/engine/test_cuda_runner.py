@@ -11,8 +11,11 @@ from numpy.typing import NDArray
 from baseload.kernels.paged_attention import KvPool
 from baseload.kernels.spec import DecoderSpec, Draws, LayerSpec, StepBatch
 from baseload.runtime.engine.config import EngineConfig
+from baseload.runtime.engine.core import EngineCore
+from baseload.runtime.engine.request import GenerationRequest
 from baseload.runtime.models.decoder import Decoder
 from baseload.runtime.models.weights import expected_shapes
+from baseload.wire.chat import SamplingParams
 
 pytest.importorskip("triton", reason="the GPU's runner needs Triton (pip install triton)")
 
@@ -79,6 +82,15 @@ def pair(request: pytest.FixtureRequest) -> tuple[CudaRunner, Torch]:
     """The same weights on both."""
     spec, weights = request.param, RandomWeights(request.param)
     return CudaRunner(spec, weights, CONFIG, DEVICE, "float32"), Torch(spec, weights)
+
+
+class Numbers:
+    """A tokenizer of numbers."""
+
+    eos_ids = (0,)
+
+    def token_bytes(self, id: int, /) -> bytes:
+        return b"%d " % id
 
 
 def asking(batch: StepBatch, full: bool, **draws: Any) -> StepBatch:
@@ -170,3 +182,29 @@ def test_there_is_a_graph_for_every_number_of_rows_with_little_padding():
         found = sizes(most)
         assert found == sorted(set(found)) and found[-1] == most
         assert all(min(s for s in found if s >= n) <= max(1.5 * n, n + 31) for n in range(1, most + 1))
+
+
+def texts(requests: dict[str, SamplingParams], max_batch: int = 4) -> dict[str, list[int]]:
+    """What an engine on the GPU's runner says to each."""
+    config = replace(CONFIG, max_batch=max_batch, max_guess=0, draws_on_device=True)
+    core = EngineCore(CudaRunner(LLAMA, RandomWeights(LLAMA), config, DEVICE, "float32"), Numbers(), config)
+    found: dict[str, list[int]] = {name: [] for name in requests}
+    for name, sampling in requests.items():
+        core.submit(GenerationRequest(name, [3, 1, len(name)], sampling))
+    while core.is_busy:
+        for name, output in core.step():
+            assert output.failure is None
+            found[name] += output.token_ids
+        core.check_integrity()
+    return found
+
+
+def test_an_engine_says_the_same_to_a_seed_alone_and_in_company():
+    asked = {
+        "seed": SamplingParams(temperature=0.9, top_p=0.9, seed=4, max_tokens=3, ignore_eos=True),
+        "greedy": SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True),
+        "told": SamplingParams(temperature=0.8, logprobs=2, seed=1, max_tokens=3, ignore_eos=True),
+    }
+    together = texts(asked)
+    assert [len(text) for text in together.values()] == [3, 4, 3]
+    assert texts({"seed": asked["seed"]}, max_batch=1)["seed"] == together["seed"]

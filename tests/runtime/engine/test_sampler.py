@@ -281,3 +281,13 @@ def test_the_models_logits_are_left_as_they_are():
     sampler.sample(StepOutput.of(logits), 0, sequence, END)
     params = replace(sequence.request.sampling, top_p=1.0)
     assert (logits == before).all() and params.top_p == 1.0
+
+
+def test_a_token_that_the_device_drew_is_taken_and_where_it_drew_none_the_host_chooses():
+    logits = np.stack([random_logits(2), random_logits(3)]).astype(np.float32)
+    result = replace(StepOutput.of(logits), drawn=np.array([17, -1], np.int32))
+    assert sampler.sample(result, 0, row((1, 2), temperature=1.0), END) == Sampled(17)
+    assert sampler.sample(result, 1, row((1, 2), temperature=1.0, top_k=1), END) == Sampled(int(logits[1].argmax()))
+    broken = replace(result, finite=np.array([False, True]))
+    with pytest.raises(BrokenLogits):
+        sampler.sample(broken, 0, row((1, 2), temperature=1.0), END)
