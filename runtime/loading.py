@@ -126,7 +126,8 @@ class Loader:
         n_pages = pages_that_fit(spec, config)
         if not n_pages:
             raise ModelFileError(f"{model.path.name}: its weights do not fit into the GPU's free memory")
-        opened = replace(config, n_pages=n_pages, draws_on_device=True)
+        # guesses would leave the captured steps, which are worth more than they
+        opened = replace(config, n_pages=n_pages, draws_on_device=True, max_guess=0)
         return OpenedModel(model, "cuda", opened, torch_page_bytes(spec, config.page_size, "bfloat16"))
 
     def _cuda(self, opened: OpenedModel) -> tuple[DescribedRunner, None]:

@@ -121,7 +121,7 @@ def unpack(weight: Packed4, dtype: torch.dtype) -> torch.Tensor:
 def _blocks(rows: int) -> tuple[int, int, int, int, int]:
     """(rows, outputs, bytes a step, warps, stages) of a program. Not yet measured."""
     if INTERPRETED:
-        return max(16, triton.next_power_of_2(rows)), 128, 128, 4, 1
+        return max(16, triton.next_power_of_2(rows)), 512, 512, 4, 1
     if rows <= 16:
         return 16, 32, 64, 4, 4
     return (32, 64, 64, 4, 3) if rows <= 32 else (64, 64, 32, 4, 3)

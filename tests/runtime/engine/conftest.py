@@ -72,7 +72,7 @@ def only_asked(output: StepOutput, batch: StepBatch) -> StepOutput:
 class Bench:
     """A core on a fake model, driven by hand; collects what comes out."""
 
-    def __init__(self, answer: Callable[[Sequence[int]], Any] = count_up, context_length: int = 512, **config: int) -> None:
+    def __init__(self, answer: Callable[[Sequence[int]], Any] = count_up, context_length: int = 512, **config: Any) -> None:
         self.config = EngineConfig(**{"n_pages": 64, "page_size": 4, "max_guess": 0, **config})
         self.model = Model(self.config, answer, context_length)
         self.core = EngineCore(self.model, Tokenizer(), self.config)

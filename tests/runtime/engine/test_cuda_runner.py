@@ -14,11 +14,13 @@ from baseload.runtime.engine.config import EngineConfig
 from baseload.runtime.engine.core import EngineCore
 from baseload.runtime.engine.request import GenerationRequest
 from baseload.runtime.models.decoder import Decoder
-from baseload.runtime.models.weights import expected_shapes
+from baseload.runtime.models.model_file import load_model
+from baseload.runtime.models.weights import Tensors, expected_shapes
 from baseload.wire.chat import SamplingParams
 
 pytest.importorskip("triton", reason="the GPU's runner needs Triton (pip install triton)")
 
+from baseload.kernels.triton.linear_w4 import Packed4
 from baseload.runtime.engine.cuda_runner import CudaRunner
 from baseload.runtime.engine.decode_graphs import sizes
 
@@ -69,7 +71,7 @@ class RandomWeights:
 class Torch:
     """The decoder on plain torch."""
 
-    def __init__(self, spec: DecoderSpec, weights: RandomWeights) -> None:
+    def __init__(self, spec: DecoderSpec, weights: Tensors) -> None:
         self._decoder = Decoder(spec, weights)
         self._pool = KvPool(spec, CONFIG.n_pages, CONFIG.page_size, torch.device("cpu"), torch.float32)
 
@@ -208,3 +210,19 @@ def test_an_engine_says_the_same_to_a_seed_alone_and_in_company():
     together = texts(asked)
     assert [len(text) for text in together.values()] == [3, 4, 3]
     assert texts({"seed": asked["seed"]}, max_batch=1)["seed"] == together["seed"]
+
+
+@pytest.mark.slow
+def test_a_files_weights_stay_in_four_bits_and_give_torchs_logits(smollm2, pages, row):
+    """The first two layers of SmolLM2-135M from its file, in float32."""
+    model = load_model(smollm2)
+    spec = replace(model.config.decoder, n_layers=2, layers=model.config.decoder.layers[:2])
+    cuda, plain = CudaRunner(spec, model.weights, CONFIG, DEVICE, "float32"), Torch(spec, model.weights)
+    layer = cuda._decoder._layers[0]
+    assert all(isinstance(weight, Packed4) for weight in (layer.qkv, layer.o, layer.gate_up, layer.down))
+    text, dealt = row([504, 3575, 282, 4649, 314]), pages(CONFIG.n_pages, CONFIG.page_size, seed=1)
+    for n in (4, 1):
+        batch = dealt.step([(text, n)])
+        ours, exact = cuda.run(asking(batch, full=True)), plain.logits(batch)
+        np.testing.assert_allclose(ours.logits, exact, atol=2e-5 * np.abs(exact).max(), rtol=0)
+        assert ours.best.tolist() == exact.argmax(1).tolist()

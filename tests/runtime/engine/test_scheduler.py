@@ -1,6 +1,7 @@
 """Who gets on in a step: decodes first, then prompts in the order of arrival, under one budget of tokens."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +16,7 @@ from baseload.runtime.engine.scheduler import Scheduler
 class Driver:
     """A scheduler with a model that takes no time: whoever has caught up gets one more token."""
 
-    def __init__(self, **config: int) -> None:
+    def __init__(self, **config: Any) -> None:
         settings = EngineConfig(**{"n_pages": 100, "page_size": 4, "max_batch": 8, "token_budget": 16, **config})
         self.cache = KvCache(settings.n_pages, settings.page_size)
         self.scheduler = Scheduler(settings, self.cache)
