@@ -1,6 +1,6 @@
 """kill -9 under load: no settled row is lost or doubled, and no call that a supplier has answered is left unpaid.
 
-`BASELOAD_KILLS=100 pytest tests/ledger/test_killed_while_paying.py -s` does it a hundred times on each database.
+`BASELOAD_KILLS=100 pytest tests/ledger/test_killed_while_paying.py -s --timeout 0` does it a hundred times on each database.
 """
 
 import asyncio
