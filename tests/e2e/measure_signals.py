@@ -1,6 +1,8 @@
 """Whether a local answer's signals say if it is right: SmolLM2 on the 200 pieces of work. Prints a table; no test.
 
-    python tests/e2e/measure_signals.py [--seed 7]
+    python tests/e2e/measure_signals.py [--seed 7] [--kind extract ...] [--rows FILE]
+
+FILE (JSON lines) keeps each piece's numbers as they come; what it holds is not done again.
 
 Signals: the tokens' margins (mean, least), the answer's length, the agreement of three samples with it. The area under the ROC
 curve is the chance that a right answer has more of the signal than a wrong one: .5 says nothing. Within a kind: they differ
@@ -70,7 +72,8 @@ async def look(backend: Backend, piece: Any, gate: asyncio.Semaphore) -> dict[st
     passed = all(verdict.passed for verdict in judged)
     right = passed and piece.is_right({"content": answer.text})
     return {
-        "kind": piece.kind, "passed": passed, "right": right, **(usage.signals or {}), "tokens": -usage.completion_tokens,
+        "prompt": piece.prompt, "kind": piece.kind,
+        "passed": passed, "right": right, **(usage.signals or {}), "tokens": -usage.completion_tokens,
         "agreement": agreement([answer.text, *(sample.text for _, sample, _ in warm)]),
     }  # fmt: skip
 
@@ -96,7 +99,7 @@ def line(name: str, rows: list[dict[str, Any]], label: str) -> str:
     return "  ".join(cells)
 
 
-async def overhead(backend: Backend, n: int = 12) -> tuple[float, float]:
+async def overhead(backend: Backend, n: int = 5) -> tuple[float, float]:
     """Seconds of an answer of 160 tokens without margins and with, one at a time, in turns; the medians."""
     times: dict[bool, list[float]] = {False: [], True: []}
     body = {
@@ -115,7 +118,8 @@ async def overhead(backend: Backend, n: int = 12) -> tuple[float, float]:
 async def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--kind", action="append", help="extract, sum, call or program; else all")
+    parser.add_argument("--rows", type=Path)
     given = parser.parse_args()
     loader = Loader(LoadOptions(EngineConfig(), 256))
     opened = loader.open(Store(default_root()).ensure(MODEL))
@@ -123,7 +127,16 @@ async def main() -> None:
     backend = LocalBackend(opened.model, always(engine), MODEL, opened.longest)
     try:
         gate = asyncio.Semaphore(AT_ONCE)
-        rows = await asyncio.gather(*(look(backend, piece, gate) for piece in work(given.seed)))
+        kept = given.rows.read_text().splitlines() if given.rows and given.rows.exists() else []
+        rows = [json.loads(row) for row in kept]
+        done = {row["prompt"] for row in rows}
+        asked = [piece for piece in work(given.seed) if piece.kind in (given.kind or (piece.kind,))]
+        left = [look(backend, piece, gate) for piece in asked if piece.prompt not in done]
+        for coming in asyncio.as_completed(left):
+            rows.append(await coming)
+            if given.rows:
+                with given.rows.open("a") as file:
+                    file.write(json.dumps(rows[-1]) + "\n")
         without, with_them = await overhead(backend)
     finally:
         backend.close()
@@ -132,10 +145,8 @@ async def main() -> None:
     for kind in sorted({row["kind"] for row in rows}):
         some = [row for row in rows if row["kind"] == kind]
         print(line(kind, some, "right"))
-    print(line("all", rows, "right"))
+    print(line("all", rows, "right"), flush=True)
     print(f"160 tokens: {without * 1000:.0f} ms without margins, {with_them * 1000:.0f} ms with")
-    if given.json:
-        given.json.write_text(json.dumps(rows))
 
 
 if __name__ == "__main__":
