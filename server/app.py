@@ -10,6 +10,8 @@ from starlette.responses import Response
 
 from ..wire.errors import BadRequest, BaseloadError, MethodNotAllowed, NotFound
 from . import admin, anthropic, embeddings, feedback, google, ollama, openai, openapi, responses, tokens
+from .console.routes import Console
+from .console.routes import routes as console_routes
 from .logs import RequestLog
 from .metrics import Metrics
 from .replies import error_reply
@@ -28,6 +30,7 @@ def create_app(services: Services | None, settings: Settings, env: Mapping[str, 
     app.state.metrics = Metrics(life)
     app.state.responses = responses.Shelf()
     app.state.default_model = settings.server.default_model
+    app.state.console = Console(settings)
     app.include_router(openai.routes)
     app.include_router(anthropic.routes)
     app.include_router(responses.routes)
@@ -37,6 +40,7 @@ def create_app(services: Services | None, settings: Settings, env: Mapping[str, 
     app.include_router(google.routes)
     app.include_router(feedback.routes)
     app.include_router(admin.routes)
+    app.include_router(console_routes)
     app.include_router(openapi.routes)
     app.add_exception_handler(HTTPException, _unrouted)
     app.add_exception_handler(BaseloadError, _ours)

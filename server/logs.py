@@ -126,7 +126,7 @@ class RequestLog:
         self.metrics.http.labels(path, str(status)).inc()
         milliseconds = round((time.monotonic() - notes.started) * 1000, 1)
         log.log(
-            logging.DEBUG if path in ("/health", "/ready", "/metrics") else logging.INFO,
+            logging.DEBUG if path in ("/health", "/ready", "/metrics") or path.startswith("/console") else logging.INFO,
             "%s %s",
             scope["method"],
             path if path != "other" else scope["path"][:200],

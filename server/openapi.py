@@ -221,6 +221,9 @@ def _operation_head(route: APIRoute, method: str, path: str) -> Schema:
 def _answers(path: str) -> Schema:
     if path == "/metrics":
         return {"text/plain": {"schema": {"type": "string"}}}
+    if path.startswith("/console") and "/data/" not in path:
+        kinds = ("text/html", "text/css", "text/javascript", "image/svg+xml") if "{" in path else ("text/html",)
+        return {kind: {"schema": {"type": "string"}} for kind in kinds}
     if shape_of(path) is OLLAMA:
         return _json({"type": "object"}) | {"application/x-ndjson": {"schema": {}}}
     return _json({"type": "object"}) | ({"text/event-stream": {"schema": {}}} if path.endswith(STREAMED) else {})

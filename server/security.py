@@ -92,7 +92,7 @@ class Guard:
     async def _caller(self, scope: Scope) -> Caller:
         """Who asks. Raises Unauthorized, Forbidden, RateLimited, and Unavailable while keys can't be told yet."""
         path, given = scope["path"], presented(scope)
-        if path in OPEN_PATHS:
+        if is_open(path):
             return Caller()
         if self.key and given and hmac.compare_digest(given, self.key):
             return self._owner
@@ -140,9 +140,14 @@ def presented(scope: Scope) -> bytes:
     return keys.pop() if len(keys) == 1 and len(given) < 2 else b""
 
 
+def is_open(path: str) -> bool:
+    """Whether `path` is anybody's: signs of life, and the console's page, which holds no data."""
+    return path in OPEN_PATHS or path == "/console" or path.startswith("/console/page/")
+
+
 def is_admin(path: str) -> bool:
     """Whether `path` tells of other clients' requests."""
-    return path == "/metrics" or path.startswith("/v1/requests/")
+    return path == "/metrics" or path.startswith(("/v1/requests/", "/console/data/"))
 
 
 def from_loopback(scope: Scope) -> bool:

@@ -102,6 +102,7 @@ class Stats:
     guessed_tokens: int = 90
     kept_tokens: int = 70
     steps: int = 70
+    device_seconds: float = 5.0
     last_step_age_s: float = 0.1
     alive: bool = True
     kv_store: StoreStats = field(default_factory=lambda: StoreStats(True, 7, 7000, 8, 9, 1, 11, 2))
@@ -120,6 +121,7 @@ class ScriptedLedger:
     requests: dict[str, dict[str, Any]] = field(default_factory=dict)
     flushed: int = 0
     rows: list[Any] = field(default_factory=list)
+    engine: Any = None
 
     def flush(self) -> None:
         self.flushed += 1

@@ -1,0 +1,96 @@
+// What is asked for, and when: the present every 1.5 s, the rest now and then, and nothing while the page is hidden.
+
+import { forgetKey, hasKey, keepKey, Refused } from "./api.js";
+import * as books from "./books.js";
+import * as details from "./details.js";
+import { byId } from "./dom.js";
+import * as now from "./now.js";
+import * as requests from "./requests.js";
+
+const NOW_MS = 1500;
+const REQUESTS_MS = 5000;
+const BOOKS_MS = 15_000;
+let open = false; // the server lets us read
+
+/** Calls `look` again and again: after `pause` ms, or the time that it answers with. Who calls the turn meanwhile gets one more. */
+function every(pause, look) {
+  let timer;
+  let running = false;
+  let again = false;
+  async function turn() {
+    clearTimeout(timer);
+    again = running;
+    if (running) return;
+    running = true;
+    let next = pause;
+    try {
+      if (open && !document.hidden) next = (await look()) ?? pause;
+    } catch (error) {
+      trouble(error);
+    }
+    running = false;
+    timer = setTimeout(turn, again ? 0 : next);
+  }
+  return turn;
+}
+
+const turns = [
+  every(NOW_MS, async () => void (await now.look())),
+  every(BOOKS_MS, async () => ((await books.look()) ? 300 : BOOKS_MS)),
+  every(REQUESTS_MS, async () => void (await requests.look())),
+];
+
+function trouble(error) {
+  if (error instanceof Refused && (error.status === 401 || error.status === 403)) {
+    ask(error.message);
+  } else {
+    now.lost(error instanceof Refused ? error.message : "the server does not answer");
+  }
+}
+
+/** Ask for the key: nothing is shown or polled until there is one that opens. */
+function ask(words) {
+  open = false;
+  byId("content").hidden = true;
+  byId("forget").hidden = true;
+  byId("key").hidden = false;
+  now.lost(hasKey() ? words : "a key is needed");
+  byId("key-field").focus();
+}
+
+async function enter() {
+  try {
+    await now.look();
+  } catch (error) {
+    trouble(error);
+    if (!(error instanceof Refused)) setTimeout(enter, NOW_MS);
+    return;
+  }
+  open = true;
+  byId("key").hidden = true;
+  byId("content").hidden = false;
+  byId("forget").hidden = !hasKey();
+  turns.forEach((turn) => turn());
+}
+
+now.begin();
+books.begin();
+details.begin();
+requests.begin(turns[2]);
+byId("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  keepKey(byId("key-field").value.trim());
+  byId("key-field").value = "";
+  enter();
+});
+byId("forget").addEventListener("click", () => {
+  forgetKey();
+  location.reload();
+});
+byId("window").addEventListener("change", turns[1]);
+byId("beside-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  turns[1]();
+});
+document.addEventListener("visibilitychange", () => !document.hidden && turns.forEach((turn) => turn()));
+enter();
