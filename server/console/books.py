@@ -136,7 +136,7 @@ def _users(steps: list[Stretch], names: dict[str, str]) -> Iterator[dict[str, An
     for line in lines[:USERS]:
         key = line["name"]
         trend = [sum(g.prompt_tokens + g.completion_tokens for g in step.groups if g.key_id == key) for step in steps]
-        yield {**line, "key_id": key, "name": names.get(key, key), "trend": trend}
+        yield {**line, "key_id": key, "name": names.get(key, ""), "trend": trend}
 
 
 def retail(total: dict[str, Any], beside: tuple[str, str] | None) -> dict[str, Any] | None:

@@ -120,7 +120,7 @@ async def window(request: Request) -> Response:
 
     def read(engine: Engine) -> dict[str, Any]:
         beside = (match[1], match[2]) if match else console.beside()
-        names = {key.id: f"{key.name} ({key.prefix}…)" for key in keys.listed(engine)}
+        names = {key.id: key.name for key in keys.listed(engine)}
         return books(console.history.window(engine, name, time.time()), name, beside, names)
 
     return _reply(await console.ask(request, read))

@@ -50,11 +50,11 @@ function summary({ total, pending, cut }) {
   if (byId("books-note").textContent !== words) byId("books-note").textContent = words;
   const each = total.usd_per_accepted;
   const unknown = total.supplier_unknown + total.local_unknown;
-  const why = !total.attempts ? "nothing was asked" : unknown ? `${count(unknown)} of ${count(total.attempts)} tries have no known cost` : `${joules(total.joules_per_accepted)} each`;
+  const why = !total.attempts ? "nothing was asked" : unknown ? `${count(unknown)} of ${count(total.attempts)} tries have no known cost` : total.joules_per_accepted === null ? "energy is not known" : `${joules(total.joules_per_accepted)} each`;
   tiles(byId("books-tiles"), [
     ["Cost per accepted task", figure(each === null ? null : usd(each)), why],
     ["Accepted", figure(count(total.accepted), `of ${count(total.requests)}`), total.requests ? `${percent(total.accepted / total.requests)} of requests; ${count(total.failed)} failed` : ""],
-    ["Tokens", figure(short(total.prompt_tokens + total.completion_tokens)), `${short(total.prompt_tokens)} in (${short(total.cached_tokens)} cached), ${short(total.completion_tokens)} out`],
+    ["Tokens", figure(short(total.prompt_tokens + total.completion_tokens)), `${short(total.prompt_tokens)} in, ${short(total.completion_tokens)} out`],
     ["Paid to suppliers", figure(total.paid_usd === null ? null : usd(total.paid_usd)), total.supplier_unknown ? `${count(total.supplier_unknown)} calls are unpriced` : "at list price"],
     ["Local machine", figure(total.local_unknown || !total.attempts ? null : usd(total.local_usd ?? 0)), total.local_unknown ? `${count(total.local_unknown)} tries have no cost yet` : "usage: its busy time"],
   ]);
@@ -73,9 +73,10 @@ function users(lines, total) {
   const all = total.prompt_tokens + total.completion_tokens;
   const rows = lines.map((line) => {
     const tokens = line.prompt_tokens + line.completion_tokens;
-    return [line.name || "no key", count(line.requests), short(tokens), percent(all ? tokens / all : null), usd(line.usd), usd(line.usd_per_accepted), spark(line.trend)];
+    const key = el("span", {}, line.name || line.key_id || "no key", line.name ? el("small", {}, line.key_id) : null);
+    return [key, count(line.requests), short(tokens), percent(all ? tokens / all : null), usd(line.usd), usd(line.usd_per_accepted), spark(line.trend)];
   });
-  const columns = [["Key", "name"], ["Requests", "n"], ["Tokens", "n"], ["Share", "n"], ["Cost", "n"], ["Per accepted", "n"], ["Tokens over time", ""]];
+  const columns = [["Key", "name"], ["Requests", "n"], ["Tokens", "n"], ["Share", "n"], ["Cost", "n"], ["Per accepted", "n"], ["Trend", ""]];
   byId("users").replaceChildren(table("Heavy users", columns, rows, "Nothing was asked in this window."));
 }
 

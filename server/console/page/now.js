@@ -42,7 +42,7 @@ export async function look() {
     ["Running", figure(count(running)), `${count(now.in_flight)} answers in flight`],
     ["Waiting", figure(count(waiting)), waiting ? "for a place in the batch" : "nobody waits"],
     ["KV cache in use", figure(total ? percent(used / total) : null), total ? `${count(used)} of ${count(total)} pages` : ""],
-    ["Engine busy", figure(rate && rate.busy !== null ? percent(rate.busy) : null), "of the time since the last look"],
+    ["Engine busy", figure(rate && rate.busy !== null ? percent(rate.busy) : null), "of the last 1.5 s"],
   ]);
   const label = exactTime(now.ts);
   points.push({ label, tick: label, values: [rate ? rate.output : null], queue: [running, waiting] });
