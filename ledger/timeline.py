@@ -8,8 +8,9 @@ that before the checks'; where nobody judged, the client took it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import CTE, Engine, Float, Integer, and_, case, cast, func, literal, or_, select
+from sqlalchemy import CTE, ColumnElement, Engine, Float, Integer, and_, case, cast, func, literal, or_, select
 
 from .outcomes import ANSWERS, PEOPLE
 from .schema import attempts, outcomes, requests
@@ -88,13 +89,13 @@ _WHO = ("key_id", "job")
 _MAYBE = ("supplier_usd", "local_usd", "joules")
 
 
-def _plain(value: object, name: str) -> object:
+def _plain(value: Any, name: str) -> Any:
     """What the database says, in this page's words: no name is an empty one, no figure stays None, sums are plain numbers."""
     if name in ("answered", *_WHO):
         return value or ""
     if name in _MAYBE:
-        return None if value is None else float(value)  # type: ignore[arg-type]
-    return int(value or 0)  # type: ignore[call-overload]  # PostgreSQL's sums are Decimals
+        return None if value is None else float(value)
+    return int(value or 0)  # PostgreSQL's sums are Decimals
 
 
 def _each(within: CTE) -> CTE:
@@ -104,11 +105,11 @@ def _each(within: CTE) -> CTE:
     answer = and_(a.accepted.is_(True), a.role.in_(ANSWERS))
     kept = and_(answer, local)
 
-    def total(what: object, when: object) -> object:
-        return func.sum(case((when, what), else_=None))  # type: ignore[arg-type]
+    def total(what: ColumnElement[Any], when: ColumnElement[bool]) -> ColumnElement[Any]:
+        return func.sum(case((when, what), else_=None))
 
-    def count(when: object) -> object:
-        return func.sum(case((when, 1), else_=0))  # type: ignore[arg-type]
+    def count(when: ColumnElement[bool]) -> ColumnElement[int]:
+        return func.sum(case((when, 1), else_=0))
 
     return (
         select(

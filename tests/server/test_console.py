@@ -20,7 +20,7 @@ from baseload.server.console.page import POLICY
 from baseload.server.services import Services
 
 PAGE = Path(console_books.__file__).parent / "page"
-DATA = ("/console/data/now", "/console/data/books", "/console/data/budgets", "/console/data/requests", "/console/data/requests/r1")
+DATA = tuple(f"/console/data/{name}" for name in ("now", "books", "budgets", "requests", "requests/r1"))
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def kept(serve: Callable[..., Any], tmp_path: Path) -> Iterator[Callable[..., tu
 
 def write(ledger: Ledger, name: str, ts: float, *, backend: str = "local", usd: float | None = None, **request: Any) -> None:
     ledger.add(RequestRow(name, ts, "openai_chat", "auto", backend, status="done", finished_ts=ts + 0.5, **request))
-    money = {"internal_usd": usd} if backend == "local" else {"retail_usd": usd}
+    money: dict[str, Any] = {"internal_usd": usd} if backend == "local" else {"retail_usd": usd}
     row = AttemptRow(f"{name}a", name, 0, backend, "m", ts, 0.1, 0.5, 100, 20, finish_reason="stop", accepted=True, **money)
     ledger.add(row)
 
@@ -109,7 +109,8 @@ def test_the_page_needs_nothing_but_its_own_files():
     for file in PAGE.iterdir():
         text = file.read_text()
         assert "://" not in text.replace("http://www.w3.org/2000/svg", ""), file.name
-        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|\bstyle=|\son\w+=", text)
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text)
+        assert not re.search(r"\bstyle=|\son\w+=", text)
         assert not re.search(r"setAttribute\(\s*[\"'](style|on)", text)
         for name in re.findall(r"/console/page/([\w.]+)|from \"\./([\w.]+)\"", text):
             assert (PAGE / "".join(name)).is_file(), (file.name, name)
@@ -117,7 +118,7 @@ def test_the_page_needs_nothing_but_its_own_files():
     assert not re.findall(r"<script(?![^>]*\ssrc=)|<style", page)
 
 
-@pytest.mark.parametrize("name", ["../routes.py", "..%2froutes.py", "%2e%2e%2f__init__.py", "none.js", "main.js%00", ".", "a/b"])
+@pytest.mark.parametrize("name", ["../routes.py", "..%2froutes.py", "%2e%2e%2fpage.py", "none.js", "main.js%00", ".", "a/b"])
 def test_only_the_pages_files_are_served(kept, name):
     answer = kept()[0].get(f"/console/page/{name}")
     assert answer.status_code == 404
