@@ -19,7 +19,7 @@ export const usd = known((value) => {
   if (value === 0) return "$0";
   if (Math.abs(value) >= 1) return `$${value.toLocaleString("en", { minimumFractionDigits: 2, maximumFractionDigits: 2 })}`;
   const digits = Math.min(12, 2 - Math.floor(Math.log10(Math.abs(value))));
-  return `$${Number(value.toPrecision(3)).toFixed(digits).replace(/0+$/, "").replace(/\.$/, "")}`;
+  return `$${Number(value.toPrecision(3)).toFixed(digits).replace(/0+$/, "").replace(/\.$/, "").replace(/\.(\d)$/, ".$10")}`;
 });
 
 /** 85 ms, 1.24 s, 3 min 20 s */
