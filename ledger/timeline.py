@@ -16,12 +16,12 @@ from .outcomes import ANSWERS, PEOPLE
 from .schema import attempts, outcomes, requests
 
 MOST = 200_000  # requests of one stretch
-GROUPS = 2000  # of callers, jobs and places in it, those with most requests
+GROUPS = 1000  # of keys and places in it, those with most requests
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The requests of one key and job that one backend answered (`answered` is empty where none did).
+    """The requests of one key that one backend answered (`answered` is empty where none did).
 
     Tokens, dollars and joules are of all attempts, failed ones too; a sum is None where no attempt has that figure, and the
     counts beside it (`*_unknown`) say how many have none. `kept_*` are the tokens of accepted local answers: what a supplier
@@ -30,7 +30,6 @@ class Group:
 
     answered: str
     key_id: str
-    job: str
     requests: int
     accepted: int  # tasks
     failed: int  # requests that ended in an error
@@ -63,19 +62,17 @@ class Stretch:
 def stretch(engine: Engine, start: float, end: float, most: int = MOST) -> Stretch:
     """Sum up a stretch of time."""
     within = (
-        select(requests.c.id, requests.c.key_id, requests.c.job, requests.c.status)
+        select(requests.c.id, requests.c.key_id, requests.c.status)
         .where(requests.c.ts >= start, requests.c.ts < end)
         .order_by(requests.c.ts.desc())
         .limit(most)
         .cte("within")
     )
     each = _each(within)
-    sums = [
-        func.sum(each.c[name]).label(name) for name in Group.__slots__ if name in each.c and name not in ("answered", *_WHO)
-    ]
+    sums = [func.sum(each.c[name]).label(name) for name in Group.__slots__ if name in each.c and name not in _WHO]
     query = (
-        select(each.c.answered, each.c.key_id, each.c.job, func.count().label("requests"), *sums)
-        .group_by(each.c.answered, each.c.key_id, each.c.job)
+        select(each.c.answered, each.c.key_id, func.count().label("requests"), *sums)
+        .group_by(each.c.answered, each.c.key_id)
         .order_by(func.count().desc())
         .limit(GROUPS)
     )
@@ -85,13 +82,13 @@ def stretch(engine: Engine, start: float, end: float, most: int = MOST) -> Stret
     return Stretch(start, end, groups, len(rows) == GROUPS or sum(group.requests for group in groups) >= most)
 
 
-_WHO = ("key_id", "job")
+_WHO = ("answered", "key_id")
 _MAYBE = ("supplier_usd", "local_usd", "joules")
 
 
 def _plain(value: Any, name: str) -> Any:
     """What the database says, in this page's words: no name is an empty one, no figure stays None, sums are plain numbers."""
-    if name in ("answered", *_WHO):
+    if name in _WHO:
         return value or ""
     if name in _MAYBE:
         return None if value is None else float(value)
@@ -116,7 +113,6 @@ def _each(within: CTE) -> CTE:
             within.c.id,
             func.max(case((answer, a.backend), else_=None)).label("answered"),
             within.c.key_id,
-            within.c.job,
             func.max(case((and_(answer, refused.c.attempt_id.is_(None)), 1), else_=0)).label("accepted"),
             func.max(case((within.c.status == "failed", 1), else_=0)).label("failed"),
             func.count(a.id).label("attempts"),
@@ -137,7 +133,7 @@ def _each(within: CTE) -> CTE:
         .select_from(within)
         .join(attempts, a.request_id == within.c.id, isouter=True)
         .join(refused, refused.c.attempt_id == a.id, isouter=True)
-        .group_by(within.c.id, within.c.key_id, within.c.job)
+        .group_by(within.c.id, within.c.key_id)
         .cte("each")
     )
 

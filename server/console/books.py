@@ -20,11 +20,11 @@ from ...ledger.timeline import Group, Stretch, stretch
 # name -> (seconds, steps)
 WINDOWS = {"1h": (3600, 30), "24h": (86_400, 24), "7d": (604_800, 28), "30d": (2_592_000, 30)}
 READ_S = 0.8  # after so long no other step is begun
-FRESH_S, OLD_S = 2.0, 600.0  # how long a step that goes on, or ended not long ago, is kept, and one that is over
+OLD_S = 600.0  # how long a step that is over is kept
 SETTLED_S = 900.0  # a request that began so long ago has ended
-KEPT = 400  # steps
+KEPT = 240  # steps: twice as many as the windows have
 USERS = 20
-ADDED = tuple(f.name for f in fields(Group) if f.name not in ("answered", "key_id", "job"))
+ADDED = tuple(f.name for f in fields(Group) if f.name not in ("answered", "key_id"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +47,18 @@ class History:
         last = int(now // width)
         numbers = range(last, last - steps, -1)
         until = time.monotonic() + READ_S
-        found = [self._step(engine, width, number, now, until) for number in numbers]
+        # What was never read goes before what is only old.
+        order = sorted(numbers, key=lambda number: (width, number) in self._kept)
+        found = {number: self._step(engine, width, number, now, until) for number in order}
         while len(self._kept) > KEPT:
             self._kept.pop(next(iter(self._kept)))
-        return found[::-1]
+        return [found[number] for number in reversed(numbers)]
 
     def _step(self, engine: Engine, width: int, number: int, now: float, until: float) -> Stretch | None:
         key = (width, number)
         known, at = self._kept.get(key), time.monotonic()
         over = (number + 1) * width + SETTLED_S < now
-        if known and at - known.at < (OLD_S if over else FRESH_S):
+        if known and at - known.at < (OLD_S if over else _fresh_s(width)):
             return known.stretch
         if at > until:
             return known.stretch if known else None
@@ -64,6 +66,11 @@ class History:
         self._kept.pop(key, None)  # to the end of the order: what was read longest ago goes first
         self._kept[key] = _Kept(time.monotonic(), found)
         return found
+
+
+def _fresh_s(width: int) -> float:
+    """How long a step of `width` seconds is kept that goes on, or has requests that may not have ended."""
+    return min(60.0, max(2.0, width / 600))
 
 
 def summed(groups: Iterable[Group]) -> dict[str, Any]:

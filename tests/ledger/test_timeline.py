@@ -16,7 +16,7 @@ from baseload.ledger.tasks import task
 from baseload.ledger.timeline import Group, stretch
 
 T = 1_700_000_000.0
-FIGURES = tuple(field.name for field in fields(Group))[3:]
+FIGURES = tuple(field.name for field in fields(Group))[2:]
 JUDGES = ("check", "feedback", "review", "audit")
 
 

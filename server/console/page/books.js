@@ -45,7 +45,7 @@ function named({ start, end }, window) {
 }
 
 function summary({ total, pending, cut }) {
-  const notes = [pending ? `reading: ${pending} steps to go` : "", cut ? "of busy steps only the newest 200,000 requests are summed" : ""];
+  const notes = [pending ? `reading: ${pending} steps to go` : "", cut ? "of busy steps only the newest 200,000 requests and the 1,000 busiest keys are summed" : ""];
   const words = notes.filter(Boolean).join("; ");
   if (byId("books-note").textContent !== words) byId("books-note").textContent = words;
   const each = total.usd_per_accepted;
