@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import CTE, ColumnElement, Engine, Float, Integer, and_, case, cast, func, literal, or_, select
+from sqlalchemy import CTE, ColumnElement, Engine, Integer, and_, case, cast, func, literal, or_, select
 
 from .outcomes import ANSWERS, PEOPLE
 from .schema import attempts, outcomes, requests
@@ -23,9 +23,9 @@ GROUPS = 1000  # of keys and places in it, those with most requests
 class Group:
     """The requests of one key that one backend answered (`answered` is empty where none did).
 
-    Tokens, dollars and joules are of all attempts, failed ones too; a sum is None where no attempt has that figure, and the
-    counts beside it (`*_unknown`) say how many have none. `kept_*` are the tokens of accepted local answers: what a supplier
-    would have been paid for.
+    Tokens, dollars and joules (this machine's) are of all attempts, failed ones too; a sum is None where no attempt has that
+    figure, and the counts beside it (`*_unknown`) say how many have none. `kept_*` are the tokens of accepted local answers:
+    what a supplier would have been paid for.
     """
 
     answered: str
@@ -123,8 +123,8 @@ def _each(within: CTE) -> CTE:
             count(and_(~local, a.retail_usd.is_(None))).label("supplier_unknown"),
             total(a.internal_usd, local).label("local_usd"),
             count(and_(local, a.internal_usd.is_(None))).label("local_unknown"),
-            func.sum(cast(a.energy_joules, Float)).label("joules"),
-            count(and_(a.id.is_not(None), a.energy_joules.is_(None))).label("joules_unknown"),
+            total(a.energy_joules, local).label("joules"),
+            count(and_(local, a.energy_joules.is_(None))).label("joules_unknown"),
             count(kept).label("kept"),
             total(a.prompt_tokens, kept).label("kept_prompt_tokens"),
             total(a.completion_tokens, kept).label("kept_completion_tokens"),

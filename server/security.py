@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..wire.errors import BadRequest, BaseloadError, Forbidden, Unauthorized
 from .callers import Caller
+from .console.page import PATHS
 from .replies import error_reply
 from .services import Life
 from .settings import ServerSettings, SettingsError
@@ -24,7 +25,7 @@ from .shapes import shape_of
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 WILDCARDS = frozenset({"", "0.0.0.0", "::"})
-OPEN_PATHS = frozenset({"/health", "/ready"})
+OPEN_PATHS = frozenset({"/health", "/ready"}) | PATHS  # signs of life, and the console's page, which holds no data
 KEY_HEADERS = (b"x-api-key", b"x-goog-api-key")  # how Anthropic's and Google's clients send a key
 FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip")
 _ONE_REQUEST = re.compile(r"/v1/requests/[^/]+")  # whose it is, the route asks
@@ -92,7 +93,7 @@ class Guard:
     async def _caller(self, scope: Scope) -> Caller:
         """Who asks. Raises Unauthorized, Forbidden, RateLimited, and Unavailable while keys can't be told yet."""
         path, given = scope["path"], presented(scope)
-        if is_open(path):
+        if path in OPEN_PATHS:
             return Caller()
         if self.key and given and hmac.compare_digest(given, self.key):
             return self._owner
@@ -138,11 +139,6 @@ def presented(scope: Scope) -> bytes:
         scheme, _, key = value.partition(b" ")
         keys.add(key.strip() if scheme.lower() == b"bearer" else b"")
     return keys.pop() if len(keys) == 1 and len(given) < 2 else b""
-
-
-def is_open(path: str) -> bool:
-    """Whether `path` is anybody's: signs of life, and the console's page, which holds no data."""
-    return path in OPEN_PATHS or path == "/console" or path.startswith("/console/page/")
 
 
 def is_admin(path: str) -> bool:

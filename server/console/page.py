@@ -41,6 +41,7 @@ def _read() -> dict[str, tuple[bytes, str]]:
 
 
 _FILES = _read()  # a name is looked up here and never joined to a path
+PATHS = frozenset({"/console", *(f"/console/page/{name}" for name in _FILES)})
 
 
 def page_file(name: str) -> Response:

@@ -35,6 +35,8 @@ ladder = ["openai/gpt-4o-mini"]
 [engine]
 watchdog_s = 120.0
 """
+KEY = "of-the-pictures"
+HEADERS = {"authorization": f"Bearer {KEY}"}  # where there are keys, this machine needs one too
 PROMPTS = ("Tell me a story about a lighthouse.", "What is a heat pump?", "Write a letter to the landlord.", "Explain tides.")
 
 
@@ -124,7 +126,7 @@ def keep_asking(url: str, over: threading.Event, seed: int) -> None:
             "max_tokens": rng.randrange(20, 120),
             "messages": [{"role": "user", "content": rng.choice(PROMPTS)}],
         }
-        head = {"content-type": "application/json"}
+        head = HEADERS | {"content-type": "application/json"}
         urllib.request.urlopen(urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(body).encode(), head)).read()
         time.sleep(rng.uniform(0, 1.5))
 
@@ -135,7 +137,9 @@ def picture(url: str, out: Path, watched_s: float) -> None:
         browser = engine.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
         pages = {}
         for scheme in ("light", "dark"):
-            pages[scheme] = browser.new_page(color_scheme=scheme, viewport={"width": 1280, "height": 2040})
+            pages[scheme] = browser.new_page(
+                color_scheme=scheme, viewport={"width": 1280, "height": 2040}, extra_http_headers=HEADERS
+            )
             pages[scheme].goto(f"{url}/console")
         time.sleep(watched_s)
         for scheme, page in pages.items():
@@ -151,7 +155,9 @@ def main(out: Path, watched_s: float = 45.0) -> None:
         a_day(f"sqlite:///{home}/ledger.db")
         command = [sys.executable, "-m", "baseload.cli.main", "serve", "--port", "0"]
         with (Path(home) / "log").open("wb") as log:
-            server = subprocess.Popen(command, cwd=home, env=os.environ | {"BASELOAD_HOME": home}, stdout=log, stderr=log)
+            server = subprocess.Popen(
+                command, cwd=home, env=os.environ | {"BASELOAD_HOME": home, "BASELOAD_API_KEY": KEY}, stdout=log, stderr=log
+            )
         try:
             while not (found := re.search(r"listening on (http://[\d.]+:\d+)", (Path(home) / "log").read_text())):
                 assert server.poll() is None, (Path(home) / "log").read_text()

@@ -43,7 +43,7 @@ def traffic(ledger: Ledger, seed: int, n: int = 150) -> None:
             row = AttemptRow(
                 f"{name}_{k}", name, k, "local" if local else "acme", "m", ts, 0.1, 0.5, rng.randrange(500), rng.randrange(90),
                 7, accepted=k == tries - 1 and status == "done", retail_usd=price, internal_usd=own,
-                energy_joules=rng.random() if local else None,
+                energy_joules=rng.random() if local and rng.random() < 0.9 else None,
             )  # fmt: skip
             ledger.add(row)
             ledger.add(replace(row, id=f"{row.id}j", n=90 + k, role="judge", accepted=False)) if rng.random() < 0.1 else None
@@ -77,7 +77,8 @@ def test_a_stretch_sums_what_its_rows_say(ledger: Ledger, seed: int):
     assert total["supplier_unknown"] == sum(a["retail_usd"] is None for a in bought)
     assert total["local_usd"] == pytest.approx(sum(a["internal_usd"] or 0 for a in local))
     assert total["local_unknown"] == sum(a["internal_usd"] is None for a in local)
-    assert total["joules_unknown"] == sum(a["energy_joules"] is None for a in attempts)
+    assert total["joules_unknown"] == sum(a["energy_joules"] is None for a in local)
+    assert total["joules"] == pytest.approx(sum(a["energy_joules"] or 0 for a in local))
     by_key = {row.key_id or "" for row in rows}
     assert {group.key_id for group in found.groups} == by_key
     for key in by_key:

@@ -50,7 +50,7 @@ function summary({ total, pending, cut }) {
   if (byId("books-note").textContent !== words) byId("books-note").textContent = words;
   const each = total.usd_per_accepted;
   const unknown = total.supplier_unknown + total.local_unknown;
-  const why = !total.attempts ? "nothing was asked" : unknown ? `${count(unknown)} of ${count(total.attempts)} tries have no known cost` : total.joules_per_accepted === null ? "energy is not known" : `${joules(total.joules_per_accepted)} each`;
+  const why = !total.attempts ? "nothing was asked" : unknown ? `${count(unknown)} of ${count(total.attempts)} tries have no known cost` : total.joules_per_accepted === null ? "energy is not known" : `${joules(total.joules_per_accepted)} of this machine each`;
   tiles(byId("books-tiles"), [
     ["Cost per accepted task", figure(each === null ? null : usd(each)), why],
     ["Accepted", figure(count(total.accepted), `of ${count(total.requests)}`), total.requests ? `${percent(total.accepted / total.requests)} of requests; ${count(total.failed)} failed` : ""],
