@@ -24,7 +24,7 @@ class Group:
     """The requests of one key that one backend answered (`answered` is empty where none did).
 
     Tokens, dollars and joules (this machine's) are of all attempts, failed ones too; a sum is None where no attempt has that
-    figure, and the counts beside it (`*_unknown`) say how many have none. `kept_*` are the tokens of accepted local answers:
+    figure, and the counts beside it (`*_unknown`) say how many that are over have none. `kept_*` are the tokens of accepted local answers:
     what a supplier would have been paid for.
     """
 
@@ -98,7 +98,7 @@ def _plain(value: Any, name: str) -> Any:
 def _each(within: CTE) -> CTE:
     """One row for each request: who answered it, and the sums over its attempts."""
     a, refused = attempts.c, _refused(within)
-    local = a.backend == "local"
+    local, over = a.backend == "local", within.c.status != "running"  # what still runs will have its figures at its end
     answer = and_(a.accepted.is_(True), a.role.in_(ANSWERS))
     kept = and_(answer, local)
 
@@ -120,11 +120,11 @@ def _each(within: CTE) -> CTE:
             func.coalesce(func.sum(a.completion_tokens), 0).label("completion_tokens"),
             func.coalesce(func.sum(a.cached_tokens), 0).label("cached_tokens"),
             total(a.retail_usd, ~local).label("supplier_usd"),
-            count(and_(~local, a.retail_usd.is_(None))).label("supplier_unknown"),
+            count(and_(over, ~local, a.retail_usd.is_(None))).label("supplier_unknown"),
             total(a.internal_usd, local).label("local_usd"),
-            count(and_(local, a.internal_usd.is_(None))).label("local_unknown"),
+            count(and_(over, local, a.internal_usd.is_(None))).label("local_unknown"),
             total(a.energy_joules, local).label("joules"),
-            count(and_(local, a.energy_joules.is_(None))).label("joules_unknown"),
+            count(and_(over, local, a.energy_joules.is_(None))).label("joules_unknown"),
             count(kept).label("kept"),
             total(a.prompt_tokens, kept).label("kept_prompt_tokens"),
             total(a.completion_tokens, kept).label("kept_completion_tokens"),

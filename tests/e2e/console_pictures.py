@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,6 @@ def a_day(url: str) -> None:
         held = budgets.reserve(ledger.engine, "req_0", amount, **more)
         if isinstance(held, str):
             budgets.settle(ledger.engine, held, amount)
-    budgets.reserve(ledger.engine, "req_1", 0.04, key_id=ids["ci-runner"])
     ledger.close()
 
 
@@ -123,12 +123,19 @@ def keep_asking(url: str, over: threading.Event, seed: int) -> None:
     while not over.is_set():
         body = {
             "model": "local",
-            "max_tokens": rng.randrange(20, 120),
+            "max_tokens": rng.randrange(10, 50),
             "messages": [{"role": "user", "content": rng.choice(PROMPTS)}],
         }
         head = HEADERS | {"content-type": "application/json"}
         urllib.request.urlopen(urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(body).encode(), head)).read()
-        time.sleep(rng.uniform(0, 1.5))
+        time.sleep(rng.uniform(1, 4))
+
+
+def is_ready(url: str) -> bool:
+    try:
+        return urllib.request.urlopen(f"{url}/ready").status == 200
+    except urllib.error.HTTPError:
+        return False
 
 
 def picture(url: str, out: Path, watched_s: float) -> None:
@@ -149,7 +156,7 @@ def picture(url: str, out: Path, watched_s: float) -> None:
         browser.close()
 
 
-def main(out: Path, watched_s: float = 45.0) -> None:
+def main(out: Path, watched_s: float = 30.0) -> None:
     with tempfile.TemporaryDirectory() as home:
         (Path(home) / "config.toml").write_text(CONFIG)
         a_day(f"sqlite:///{home}/ledger.db")
@@ -162,8 +169,10 @@ def main(out: Path, watched_s: float = 45.0) -> None:
             while not (found := re.search(r"listening on (http://[\d.]+:\d+)", (Path(home) / "log").read_text())):
                 assert server.poll() is None, (Path(home) / "log").read_text()
                 time.sleep(0.2)
+            while not is_ready(found[1]):
+                time.sleep(0.2)
             over = threading.Event()
-            for seed in range(4):
+            for seed in range(3):
                 threading.Thread(target=keep_asking, args=(found[1], over, seed), daemon=True).start()
             picture(found[1], out, watched_s)
             over.set()

@@ -99,6 +99,15 @@ def test_what_nobody_knows_is_no_zero(ledger: Ledger):
     assert (line["local_usd"], line["supplier_usd"]) == (None, 0.0)
 
 
+def test_what_still_runs_is_not_unknown_yet(ledger: Ledger):
+    ledger.add(RequestRow("r", T, "openai_chat", "local", "local"))
+    ledger.add(AttemptRow("a", "r", 0, "local", "m", T))
+    ledger.add(AttemptRow("b", "r", 1, "acme", "m", T))
+    ledger.flush()
+    (group,) = stretch(ledger.engine, T, T + 1).groups
+    assert (group.attempts, group.supplier_unknown, group.local_unknown, group.joules_unknown) == (2, 0, 0, 0)
+
+
 def test_of_a_busy_stretch_the_newest_are_summed_and_it_says_so(ledger: Ledger):
     traffic(ledger, 4, 60)
     found = stretch(ledger.engine, T, T + 60, most=25)

@@ -29,7 +29,7 @@ export const seconds = known((value) => {
   return `${Math.floor(value / 60)} min ${Math.round(value % 60)} s`;
 });
 
-export const percent = known((value) => `${(value * 100).toFixed(Math.abs(value) < 0.0995 ? 1 : 0)}%`);
+export const percent = known((value) => value > 0 && value < 0.0005 ? "<0.1%" : `${(value * 100).toFixed(Math.abs(value) < 0.0995 ? 1 : 0)}%`);
 
 export const joules = known((value) => `${short(value)} J`);
 

@@ -12,8 +12,9 @@ const REQUESTS_MS = 5000;
 const BOOKS_MS = 15_000;
 let open = false; // the server lets us read
 
-/** Calls `look` again and again: after `pause` ms, or the time that it answers with. Who calls the turn meanwhile gets one more. */
-function every(pause, look) {
+/** Calls `look` again and again: after `pause` ms, or the time that it answers with. Who calls the turn meanwhile gets one more.
+ *  What goes wrong is told to `tell`. */
+function every(pause, look, tell) {
   let timer;
   let running = false;
   let again = false;
@@ -26,26 +27,30 @@ function every(pause, look) {
     try {
       if (open && !document.hidden) next = (await look()) ?? pause;
     } catch (error) {
-      trouble(error);
+      trouble(error, tell);
+    } finally {
+      running = false;
+      timer = setTimeout(turn, again ? 0 : next);
     }
-    running = false;
-    timer = setTimeout(turn, again ? 0 : next);
   }
   return turn;
 }
 
+/** Puts words beside a heading. */
+const note = (id) => (words) => {
+  byId(id).textContent = words;
+};
+
 const turns = [
-  every(NOW_MS, async () => void (await now.look())),
-  every(BOOKS_MS, async () => ((await books.look()) ? 300 : BOOKS_MS)),
-  every(REQUESTS_MS, async () => void (await requests.look())),
+  every(NOW_MS, async () => void (await now.look()), now.lost),
+  every(BOOKS_MS, async () => ((await books.look()) ? 300 : BOOKS_MS), note("books-note")),
+  every(REQUESTS_MS, async () => void (await requests.look()), note("requests-note")),
 ];
 
-function trouble(error) {
-  if (error instanceof Refused && (error.status === 401 || error.status === 403)) {
-    ask(error.message);
-  } else {
-    now.lost(error instanceof Refused ? error.message : "the server does not answer");
-  }
+function trouble(error, tell) {
+  if (error instanceof Refused && (error.status === 401 || error.status === 403)) ask(error.message);
+  else if (error instanceof Refused) tell(error.message);
+  else throw error;
 }
 
 /** Ask for the key: nothing is shown or polled until there is one that opens. */
@@ -62,8 +67,8 @@ async function enter() {
   try {
     await now.look();
   } catch (error) {
-    trouble(error);
-    if (!(error instanceof Refused)) setTimeout(enter, NOW_MS);
+    trouble(error, now.lost);
+    if (byId("key").hidden) setTimeout(enter, NOW_MS); // it may be there in a moment
     return;
   }
   open = true;

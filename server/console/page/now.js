@@ -39,7 +39,7 @@ export async function look() {
   tiles(byId("now-tiles"), [
     ["Output", figure(rate && short(rate.output), "tok/s"), models || "no model is loaded"],
     ["Prompts", figure(rate && short(rate.prompt), "tok/s"), "taken in, cached ones too"],
-    ["Running", figure(count(running)), `${count(now.in_flight)} answers in flight`],
+    ["Running", figure(count(running)), `${count(now.in_flight)} ${now.in_flight === 1 ? "answer" : "answers"} in flight`],
     ["Waiting", figure(count(waiting)), waiting ? "for a place in the batch" : "nobody waits"],
     ["KV cache in use", figure(total ? percent(used / total) : null), total ? `${count(used)} of ${count(total)} pages` : ""],
     ["Engine busy", figure(rate && rate.busy !== null ? percent(rate.busy) : null), "of the last 1.5 s"],

@@ -52,7 +52,7 @@ function row(one) {
   const running = one.status === "running";
   const cells = [
     el("time", { datetime: new Date(one.ts * 1000).toISOString() }, moment(one.ts)), one.job ? `${one.model_asked} (${one.job})` : one.model_asked,
-    one.answered === null ? "nobody" : one.route, el("span", { class: `badge ${KNOWN.has(one.status) ? one.status : ""}` }, one.error_code ? `${one.status}: ${one.error_code}` : one.status),
+    one.answered === null ? (running ? "–" : "nobody") : one.route, el("span", { class: `badge ${KNOWN.has(one.status) ? one.status : ""}` }, one.error_code ? `${one.status}: ${one.error_code}` : one.status),
     tokens(one.prompt_tokens), tokens(one.completion_tokens), running || one.first_token_s === null ? "–" : seconds(one.first_token_s), running || took === null ? "–" : seconds(Math.max(0, took)),
     cost(one), one.why, el("button", { type: "button", class: "link", "aria-label": `Details of ${one.id}`, click: () => open(one.id) }, "Details"),
   ];
@@ -63,8 +63,8 @@ const KNOWN = new Set(["running", "done", "failed", "cancelled", "interrupted"])
 const tokens = (value) => (value === null ? "–" : count(value));
 
 /** What is known of it: a supplier's part may be, where the local machine's is not. */
-function cost({ attempts, supplier_usd: paid, local_usd: local }) {
-  if (!attempts) return "–";
+function cost({ attempts, status, supplier_usd: paid, local_usd: local }) {
+  if (!attempts || status === "running") return "–";
   if (paid === null) return UNKNOWN;
   if (local === null) return paid ? `${usd(paid)} + local` : UNKNOWN;
   return usd(paid + local);
