@@ -24,8 +24,8 @@ class Group:
     """The requests of one key that one backend answered (`answered` is empty where none did).
 
     Tokens, dollars and joules (this machine's) are of all attempts, failed ones too; a sum is None where no attempt has that
-    figure, and the counts beside it (`*_unknown`) say how many that are over have none. `kept_*` are the tokens of accepted local answers:
-    what a supplier would have been paid for.
+    figure, and the counts beside it (`*_unknown`) say how many that are over have none. `kept_*` are the tokens of accepted
+    local answers: what a supplier would have been paid for.
     """
 
     answered: str
