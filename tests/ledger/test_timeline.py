@@ -172,3 +172,14 @@ def test_neither_reads_the_whole_ledger(ledger: Ledger):
             for table in ("requests", "attempts", "outcomes"):
                 assert f"SCAN {table}" not in steps.replace(f"SCAN {table} USING INDEX ix_requests_ts", ""), steps
         assert connection.execute(text("SELECT count(*) FROM requests")).scalar_one() == 50
+
+
+def test_a_judges_word_is_no_answer(ledger: Ledger):
+    """A judge that did its work has an accepted attempt; the task it judged is not accepted by that, nor answered by it."""
+    ledger.add(RequestRow("r", T, "openai_chat", "auto", "local", status="failed", finished_ts=T + 1))
+    ledger.add(AttemptRow("a", "r", 0, "local", "m", T, accepted=False))
+    ledger.add(AttemptRow("j", "r", 1, "acme", "m", T, accepted=True, role="judge", retail_usd=0.5))
+    ledger.flush()
+    (group,) = stretch(ledger.engine, T, T + 1).groups
+    assert (group.answered, group.accepted, group.failed, group.supplier_usd) == ("", 0, 1, 0.5)
+    assert recent(ledger.engine)[0]["answered"] is None
