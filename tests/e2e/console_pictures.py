@@ -1,6 +1,7 @@
 """Takes the pictures in docs/: `python tests/e2e/console_pictures.py docs` (with chromium, playwright and the small model).
 
-The day behind the present is made up, so that there is something to see; the present is the real engine at work.
+The day behind the present is made up, so that there is something to see; the present is the real engine at work. With the name
+of a hardware profile as a second word its answers have a cost.
 """
 
 import json
@@ -156,9 +157,10 @@ def picture(url: str, out: Path, watched_s: float) -> None:
         browser.close()
 
 
-def main(out: Path, watched_s: float = 30.0) -> None:
+def main(out: Path, hardware: str = "", watched_s: float = 30.0) -> None:
+    profile = f'[hardware]\nprofile = "{hardware}"\n' if hardware else ""
     with tempfile.TemporaryDirectory() as home:
-        (Path(home) / "config.toml").write_text(CONFIG)
+        (Path(home) / "config.toml").write_text(CONFIG + profile)
         a_day(f"sqlite:///{home}/ledger.db")
         command = [sys.executable, "-m", "baseload.cli.main", "serve", "--port", "0"]
         with (Path(home) / "log").open("wb") as log:
@@ -182,4 +184,4 @@ def main(out: Path, watched_s: float = 30.0) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:3])

@@ -152,7 +152,7 @@ function stacks(points, series, { x, y, slot }) {
 /** A line without axes, as wide as a word, for a table. */
 export function spark(values) {
   const most = Math.max(1e-9, ...values);
-  const step = 94 / Math.max(1, values.length - 1);
+  const step = 74 / Math.max(1, values.length - 1);
   const d = values.map((value, n) => `${n ? "L" : "M"}${(1 + n * step).toFixed(1)} ${(20 - (value / most) * 18).toFixed(1)}`).join("");
-  return el("span", { class: "spark local" }, svg("svg", { viewBox: "0 0 96 22", "aria-hidden": "true" }, svg("path", { d })));
+  return el("span", { class: "spark local" }, svg("svg", { viewBox: "0 0 76 22", "aria-hidden": "true" }, svg("path", { d })));
 }
