@@ -184,4 +184,4 @@ def main(out: Path, hardware: str = "", watched_s: float = 30.0) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:3])
+    main(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "")

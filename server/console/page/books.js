@@ -14,7 +14,7 @@ export function begin() {
     series: [{ name: "all of it", kind: "local" }, { name: "suppliers’ part", kind: "supplier" }],
   });
   drawShare = chart(byId("chart-share"), {
-    title: "Who answered", unit: "requests", bars: true, show: count, axis: short,
+    title: "Who answered", unit: "requests", bars: true, show: count, axis: short, least: 1,
     series: [{ name: "local", kind: "local" }, { name: "suppliers", kind: "supplier" }, { name: "nobody", kind: "nobody" }],
   });
 }

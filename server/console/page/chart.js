@@ -6,8 +6,8 @@ import { el, svg, table } from "./dom.js";
 const HEIGHT = 190;
 const PAD = { left: 8, right: 8, top: 12, bottom: 24 };
 
-/** Makes the chart in `figure`. `series`: [{name, kind}], kind a colour's class; `show` formats a value, `axis` a tick. */
-export function chart(figure, { title, unit, bars = false, series, show, axis = show }) {
+/** Makes the chart in `figure`. `series`: [{name, kind}], kind a colour's class; `show` formats a value, `axis` a tick; `least`: between two ticks. */
+export function chart(figure, { title, unit, bars = false, series, show, axis = show, least = 0 }) {
   const note = el("span", { class: "note" }, unit);
   const legend = el("span", { class: "legend" }, ...series.map(({ name, kind }) => el("span", { class: kind }, name)));
   const tip = el("div", { class: "tip", "aria-hidden": "true", hidden: true });
@@ -30,7 +30,7 @@ export function chart(figure, { title, unit, bars = false, series, show, axis = 
     const width = plot.clientWidth;
     if (!width) return;
     drawing.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
-    state.layout = layout(state.points, bars, axis, width);
+    state.layout = layout(state.points, { bars, axis, least }, width);
     drawing.replaceChildren(...axes(state.points, state.layout, axis), ...(bars ? stacks : lines)(state.points, series, state.layout));
     point(state.at);
     if (details.open) tabulate();
@@ -79,12 +79,12 @@ export function chart(figure, { title, unit, bars = false, series, show, axis = 
   };
 }
 
-function layout(points, bars, axis, width) {
+function layout(points, { bars, axis, least }, width) {
   const values = points.flatMap((point) => {
     const known = point.values.filter((value) => value !== null);
     return bars ? [known.reduce((sum, value) => sum + value, 0)] : known;
   });
-  const ticks = niceTicks(Math.max(0, ...values));
+  const ticks = niceTicks(Math.max(0, ...values), least);
   // The labels stand left of the plot, however long they are.
   const left = PAD.left + 7 * Math.max(...ticks.map((tick) => axis(tick).length));
   const inner = width - left - PAD.right;
@@ -95,11 +95,11 @@ function layout(points, bars, axis, width) {
   return { width, left, slot, ticks, x, y, nearest, empty: values.length === 0 };
 }
 
-/** From 0 to at least `most` in three to five steps of 1, 2 or 5 times a power of ten. */
-function niceTicks(most) {
+/** From 0 to at least `most` in three to five steps of 1, 2 or 5 times a power of ten; fewer where no step is below `least`. */
+function niceTicks(most, least) {
   if (!(most > 0)) return [0, 1];
   const power = 10 ** Math.floor(Math.log10(most / 3));
-  const step = [1, 2, 5, 10].map((times) => times * power).find((size) => most / size <= 4.001);
+  const step = [1, 2, 5, 10].map((times) => times * power).find((size) => most / size <= 4.001 && size >= least) ?? least;
   return Array.from({ length: Math.ceil(most / step - 0.001) + 1 }, (_, n) => n * step);
 }
 

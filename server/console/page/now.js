@@ -17,7 +17,7 @@ export function begin() {
     series: [{ name: "Output", kind: "local" }],
   });
   drawQueue = chart(byId("chart-queue"), {
-    title: "Queue", unit: "sequences", show: (value) => count(value), axis: short,
+    title: "Queue", unit: "sequences", show: (value) => count(value), axis: short, least: 1,
     series: [{ name: "running", kind: "local" }, { name: "waiting", kind: "supplier" }],
   });
 }
