@@ -13,7 +13,7 @@ from .common import ledger_url
 UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
     """`90m`, `24h`, `7d` in seconds."""
     match = re.fullmatch(r"(\d+)([mhdw])", text)
     if match is None:
@@ -23,7 +23,7 @@ def _seconds(text: str) -> float:
 
 Db = Annotated[str | None, typer.Option(help="The ledger: a file or sqlite:///PATH; else the configured one.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Since = Annotated[float | None, typer.Option(parser=_seconds, help="Only the last 24h, 7d, ...", metavar="TIME")]
+Since = Annotated[float | None, typer.Option(parser=seconds, help="Only the last 24h, 7d, ...", metavar="TIME")]
 
 
 def begins(since: float | None) -> float:

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .books import Db, Json, Since, begins, ledger_at
+from .books import Db, Json, Since, begins, ledger_at, seconds
 from .common import fail_cleanly, print_json, print_table
+from .whatif import whatif
 
 if TYPE_CHECKING:
     from ..ledger.machine_cost import Hardware
     from ..ledger.report import Line
 
 app = typer.Typer(no_args_is_help=True)
+app.command()(whatif)
 
 COLUMNS = ("ROUTE", "MODEL", "REQUESTS>", "TRIES>", "ACCEPTED>", "TOKENS-IN>", "OUT>", "CACHED>")
 COLUMNS += ("TTFT>", "TIME>", "RETAIL-$>", "ESCALATED>")
@@ -184,3 +186,22 @@ def prices(
         f"{len(local):,} local answers, {tokens.prompt:,} tokens in ({tokens.cache_read:,} cached), {tokens.completion:,} out; "
         "assumed: that model would have taken as many."
     )
+
+
+@app.command()
+@fail_cleanly
+def forget(
+    request_id: Annotated[str | None, typer.Option("--request", help="The kept texts of this request.")] = None,
+    older: Annotated[float | None, typer.Option("--before", parser=seconds, metavar="TIME", help="Older than 7d.")] = None,
+    db: Db = None,
+) -> None:
+    """Forget kept texts, of one request or all older ones. What they cost stays in the books."""
+    import time
+
+    from ..ledger.ledger import open_for_reading
+    from ..ledger.texts import forget as do
+
+    if (request_id is None) == (older is None):
+        raise typer.BadParameter("say --request or --before")
+    before = None if older is None else time.time() - older
+    print(f"{do(open_for_reading(ledger_at(db)), before=before, request_id=request_id)} texts are forgotten.")

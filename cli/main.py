@@ -21,6 +21,7 @@ COMMANDS = {
     "ps": "Show what a running server serves and how busy it is.",
     "keys": "Make, list and revoke virtual keys, and say what each may spend.",
     "ledger": "Show what was asked, how it was answered and what it cost.",
+    "replay": "Make an answer again from its receipt, and compare it bit for bit.",
     "route": "Show what the router has learned and why a request ran where it ran.",
     "config": "Show the settings and where each comes from.",
     "doctor": "Check this machine, or one model file.",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True)
 Data = Annotated[Path, typer.Option(help="Outcomes: .csv, .csv.gz, .jsonl, .jsonl.gz or .parquet (see `bench routing`).")]
+DataOrBooks = Annotated[Path | None, typer.Option("--data", help="Outcomes, as a file; else those of the ledger.")]
 Alpha = Annotated[float, typer.Option(min=0.001, max=0.5, help="Regret allowed: kept and wrong, where a supplier is right.")]
 Embed = Annotated[str, typer.Option(help="The model that makes vectors of prompts, or none.")]
 Group = Annotated[str, typer.Option(help="The column that names a prompt's class.")]
@@ -24,7 +25,10 @@ Drop = Annotated[str, typer.Option(help="Leave out rows where this column is tru
 @app.command()
 @fail_cleanly
 def train(
-    data: Data,
+    data: DataOrBooks = None,
+    from_ledger: Annotated[bool, typer.Option("--from-ledger", help="Learn from kept texts; so it is without --data.")] = False,
+    since: Since = None,
+    db: Db = None,
     alpha: Alpha = 0.05,
     embed: Embed = "all-minilm-l6-v2",
     group_column: Group = "group",
@@ -33,11 +37,19 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Learn from outcomes; adopt what was learned if prompts that it has not seen are routed no worse than now."""
+    from ..benchmarks.routing_ledger import load_ledger
     from ..benchmarks.routing_training import load_outcomes
     from ..benchmarks.routing_training import train as learn
+    from ..ledger.ledger import open_for_reading
     from ..runtime.store import default_root
 
-    outcomes, vectors = load_outcomes(data, embed, group_column, drop_column)
+    if data and from_ledger:
+        raise typer.BadParameter("say --data or --from-ledger")
+    outcomes, vectors = (
+        load_outcomes(data, embed, group_column, drop_column)
+        if data
+        else load_ledger(open_for_reading(ledger_at(db)), begins(since), embed)
+    )
     found = learn(outcomes, vectors, default_root() / "router", alpha, force=force)
     _tell(found, as_json)
     if not any(one.adopted for one in found):

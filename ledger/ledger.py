@@ -1,6 +1,6 @@
 """`Ledger`: the open book. Rows go in without blocking, or durably; reports come out.
 
-Prompts and answers are never in it.
+Prompts and answers are in it only where the settings say so, and then in a table of their own.
 """
 
 from __future__ import annotations
@@ -8,32 +8,36 @@ from __future__ import annotations
 import asyncio
 import time
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from . import budgets, outcomes
+from . import budgets, outcomes, texts
 from . import report as reports
 from .database import check, connect, default_url, is_sqlite, open_for_reading, prepare, unusable
 from .report import Report
-from .rows import Row
+from .rows import Row, TextRow
 from .schema import requests
 from .writer import LedgerError, Writer
 
 __all__ = ["Ledger", "check", "connect", "default_url", "open_for_reading"]
 
+TEXTS_WAITING = 2000
+
 
 class Ledger:
     """One ledger, open for writing. Make it with `Ledger.open`; `close()` it, or the last rows are lost."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self._writer = Writer(engine)
+    def __init__(self, engine: Engine, *, keep_text: bool = False, keep_text_days: float = texts.DAYS) -> None:
+        self.engine, self.keep_text = engine, keep_text
+        self._writer = Writer(engine, chore=partial(texts.purge, days=keep_text_days))
 
     @classmethod
-    def open(cls, url: str) -> Ledger:
+    def open(cls, url: str, *, keep_text: bool = False, keep_text_days: float = texts.DAYS) -> Ledger:
         """Open, make or bring up to date the ledger at `url` (`sqlite:///PATH`, `postgresql://...`), and check it whole.
+        `keep_text`: whether those who write rows are to add TextRows; what is older than `keep_text_days` is forgotten.
 
         Raises LedgerError, in one line.
         """
@@ -46,7 +50,7 @@ class Ledger:
         except LedgerError:
             engine.dispose()
             raise
-        return cls(engine)
+        return cls(engine, keep_text=keep_text, keep_text_days=keep_text_days)
 
     def reconcile(self) -> int:
         """Mark the requests that a killed server left running as `interrupted`, and end what it had reserved, charged in full;
@@ -69,6 +73,11 @@ class Ledger:
         Raises LedgerError when so many rows wait (the disk fails) that memory would be the next to go.
         """
         self._writer.put(row)
+
+    def keep(self, row: TextRow) -> None:
+        """Write a text; it is the first to be given up where so many rows wait (the disk fails) that memory matters."""
+        if self._writer.waiting < TEXTS_WAITING:
+            self._writer.put(row)
 
     async def add_synced(self, row: Row) -> None:
         """Return once `row` is on the disk. Raises LedgerError if it cannot be: what it announces must then not be done."""

@@ -5,7 +5,7 @@ Verdicts are only ever added: who changes their mind adds another, and the last 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +48,7 @@ class TrainingRow:
     decision: dict[str, Any]
     attempts: tuple[dict[str, Any], ...] = ()
     verdicts: tuple[Verdict, ...] = field(default=())
+    data_class: str | None = None
 
     def accepted(self, attempt_id: str) -> bool | None:
         """Whether the attempt was good, None if nobody can tell. People outrank checks: an audit counts before a review,
@@ -107,25 +108,51 @@ def training_rows(engine: Engine, since: float = 0.0) -> Iterator[TrainingRow]:
         )
         with engine.connect() as connection:
             found = connection.execute(query).all()
-            ids = [row.id for row in found]
-            tried = _by_request(connection, select(attempts).where(attempts.c.request_id.in_(ids)).order_by(attempts.c.n))
-            said = _by_request(connection, select(outcomes).where(outcomes.c.request_id.in_(ids)).order_by(outcomes.c.ts))
-        for row in found:
-            verdicts = tuple(Verdict(**{name: v[name] for name in Verdict.__dataclass_fields__}) for v in said.get(row.id, ()))
-            yield TrainingRow(
-                row.id,
-                row.ts,
-                row.task_class,
-                row.job,
-                row.key_id,
-                row.model_asked,
-                row.decision,
-                tuple(tried.get(row.id, ())),
-                verdicts,
-            )
+            whole = _whole(connection, found)
+        yield from whole
         if len(found) < AT_ONCE:
             return
         after = (found[-1].ts, found[-1].id)
+
+
+def audited_rows(engine: Engine, since: float) -> Iterator[tuple[TrainingRow, bool]]:
+    """The requests of which an audit has said yes or no since then, in the audits' order; the last word on each counts."""
+    query = (
+        select(outcomes.c.request_id, outcomes.c.passed)
+        .where(outcomes.c.source == "audit", outcomes.c.passed.is_not(None), outcomes.c.ts >= since)
+        .order_by(outcomes.c.ts)
+    )
+    with engine.connect() as connection:
+        said = {row.request_id: bool(row.passed) for row in connection.execute(query)}
+        names = list(said)
+        for some in (names[i : i + AT_ONCE] for i in range(0, len(names), AT_ONCE)):
+            rows = {
+                r.request_id: r
+                for r in _whole(connection, connection.execute(select(requests).where(requests.c.id.in_(some))).all())
+            }
+            yield from ((rows[name], said[name]) for name in some if name in rows)
+
+
+def _whole(connection: Any, found: Sequence[Any]) -> list[TrainingRow]:
+    """Rows of requests with their attempts and verdicts."""
+    ids = [row.id for row in found]
+    tried = _by_request(connection, select(attempts).where(attempts.c.request_id.in_(ids)).order_by(attempts.c.n))
+    said = _by_request(connection, select(outcomes).where(outcomes.c.request_id.in_(ids)).order_by(outcomes.c.ts))
+    return [
+        TrainingRow(
+            row.id,
+            row.ts,
+            row.task_class,
+            row.job,
+            row.key_id,
+            row.model_asked,
+            row.decision,
+            tuple(tried.get(row.id, ())),
+            tuple(Verdict(**{name: v[name] for name in Verdict.__dataclass_fields__}) for v in said.get(row.id, ())),
+            row.data_class,
+        )
+        for row in found
+    ]
 
 
 def _by_request(connection: Any, query: Select[Any]) -> dict[str, list[dict[str, Any]]]:

@@ -38,7 +38,7 @@ class AttemptRow:
 
     `retail_usd` is what a supplier's list price makes of it; `device_seconds` its share of the engine's steps, `energy_joules`
     and `internal_usd` what that share took of the machine's energy and cost. The digests (sha256, hexadecimal) and the seed are
-    what an answer is replayed with.
+    what an answer is replayed with; `tokens_digest` is of the prompt's and the answer's token ids together.
     """
 
     id: str
@@ -65,6 +65,8 @@ class AttemptRow:
     kernels_digest: str | None = None
     settings_digest: str | None = None
     seed: int | None = None
+    tokens_digest: str | None = None
+    cache_write_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,4 +102,19 @@ class EgressRow:
     reason: str = ""
 
 
-Row = RequestRow | AttemptRow | OutcomeRow | EgressRow
+@dataclass(frozen=True)
+class TextRow:
+    """The words of a request (its id is the request's) or of an attempt, kept only where the settings say so.
+
+    `asked` is a request in neutral JSON, None where an attempt was asked just that; `answers` has one object for each choice:
+    text, reasoning, calls, and, of a local one, its token ids.
+    """
+
+    id: str
+    request_id: str
+    ts: float
+    asked: dict[str, Any] | None = None
+    answers: list[dict[str, Any]] | None = None
+
+
+Row = RequestRow | AttemptRow | OutcomeRow | EgressRow | TextRow

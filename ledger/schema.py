@@ -12,9 +12,9 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, Boolean, Column, Executable, Float, Index, Integer, MetaData, String, Table, false
 from sqlalchemy.dialects import postgresql, sqlite
 
-from .rows import AttemptRow, EgressRow, OutcomeRow, RequestRow, Row
+from .rows import AttemptRow, EgressRow, OutcomeRow, RequestRow, Row, TextRow
 
-HEAD = 3
+HEAD = 4
 
 metadata = MetaData()
 
@@ -68,6 +68,18 @@ attempts = Table(
     Column("kernels_digest", String),
     Column("settings_digest", String),
     Column("seed", Count),
+    Column("tokens_digest", String),
+    Column("cache_write_tokens", Count, nullable=False, server_default="0"),
+)
+
+texts = Table(
+    "texts",
+    metadata,
+    Column("id", String, primary_key=True),  # a request's, or an attempt's
+    Column("request_id", String, nullable=False, index=True),
+    Column("ts", Float, nullable=False, index=True),
+    Column("asked", JSON(none_as_null=True)),  # a ChatRequest (wire/neutral.py); empty: what the request asked
+    Column("answers", JSON(none_as_null=True)),  # of an attempt, one for each choice
 )
 
 outcomes = Table(
@@ -145,6 +157,7 @@ reservations = Table(
 )
 
 TABLES: dict[type[Row], Table] = {RequestRow: requests, AttemptRow: attempts, OutcomeRow: outcomes, EgressRow: egress}
+TABLES[TextRow] = texts
 NAMES = {kind: tuple(f.name for f in dataclasses.fields(kind)) for kind in TABLES}
 
 

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,6 +28,7 @@ log = logging.getLogger("baseload.ledger")
 BATCH_S = 0.05  # half of the 100 ms that a kill may cost; the other half is for the commit itself
 BATCH_ROWS = 500
 RETRY_S = 0.5
+CHORE_S = 600.0
 
 
 class LedgerError(Unavailable):
@@ -48,8 +49,10 @@ class _Entry:
 class Writer:
     """Owns the queue, the thread and the thread's connection."""
 
-    def __init__(self, engine: Engine, capacity: int = 20_000) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, capacity: int = 20_000, chore: Callable[[Connection], object] | None = None) -> None:
+        """`chore`: what is to be done in the database at the start and every CHORE_S, in a transaction of its own."""
+        self._engine, self._chore = engine, chore
+        self._chore_due = time.monotonic()
         self._capacity = capacity
         self._queue: deque[_Entry] = deque()
         self._in_flight: list[_Entry] = []
@@ -113,6 +116,9 @@ class Writer:
     def _run(self) -> None:
         connection: Connection | None = None
         while self._gather():
+            if not self._in_flight:
+                connection = self._do_chore(connection)
+                continue
             try:
                 connection = connection or self._engine.connect()
                 self._commit(connection, self._in_flight)
@@ -124,25 +130,47 @@ class Writer:
                 self._succeeded()
         _discard(connection)
 
+    def _do_chore(self, connection: Connection | None) -> Connection | None:
+        """The chore; the connection, unless that failed."""
+        self._chore_due = time.monotonic() + CHORE_S
+        try:
+            connection = connection or self._engine.connect()
+            if self._chore is not None:
+                self._chore(connection)
+            connection.commit()
+        except Exception as error:
+            log.error("the ledger's old texts cannot be forgotten now: %s", _line(error))
+            _discard(connection)
+            return None
+        return connection
+
     def _gather(self) -> bool:
-        """Wait until a batch is due and make it the one in flight. False: closed, and no more is to be written."""
+        """Wait until a batch is due and make it the one in flight; an empty one where the chore is due. False: closed, and all
+        is written."""
         with self._changed:
             while (wait_s := self._wait_s()) != 0:
                 if self._close_by is not None and (not self._queue or time.monotonic() > self._close_by):
                     return False
                 self._changed.wait(wait_s)
+            if self._chore_is_due():  # on a server that is never idle, too
+                return True
             n = len(self._queue) if self._urgent else min(len(self._queue), BATCH_ROWS)
             self._in_flight = [self._queue.popleft() for _ in range(n)]
             self._urgent = False
             return True
 
     def _wait_s(self) -> float | None:
-        """Seconds until the next batch is due; None while nothing is queued."""
+        """Seconds until the next batch, or the chore, is due; None while there is neither."""
+        if self._chore_is_due():
+            return 0
         if not self._queue:
-            return None
+            return None if self._chore is None or self._close_by is not None else self._chore_due - time.monotonic()
         if self._urgent or (len(self._queue) >= BATCH_ROWS and not self.failure):
             return 0
         return max(0.0, self._queue[0].due - time.monotonic())
+
+    def _chore_is_due(self) -> bool:
+        return self._chore is not None and self._close_by is None and time.monotonic() >= self._chore_due
 
     def _commit(self, connection: Connection, batch: Sequence[_Entry]) -> None:
         synced = any(entry.waiter for entry in batch)

@@ -8,14 +8,27 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from ..ledger.ledger import Ledger
 from ..ledger.purse import Hold
-from ..ledger.rows import AttemptRow, OutcomeRow
-from ..wire import egress
+from ..ledger.rows import AttemptRow, OutcomeRow, TextRow
+from ..wire import egress, neutral
 from ..wire.backend import Backend
-from ..wire.chat import ChatRequest, Event, Failure, Finish, Message, ReasoningDelta, Text, TextDelta, ToolCallDelta, Usage
+from ..wire.chat import (
+    ChatRequest,
+    Event,
+    Failure,
+    Finish,
+    Message,
+    ReasoningDelta,
+    Receipt,
+    Text,
+    TextDelta,
+    ToolCallDelta,
+    Usage,
+)
 from . import checks as definitions
 from .checks import Answer, Check, Judge, Verdict, calls_of
 from .cost import retail_usd
@@ -52,12 +65,10 @@ class Attempt:
         self.rejected = 0  # the first choice that failed a check
         self._first_token_s: float | None = None
         self._usage: Usage | None = None
+        self._asked: ChatRequest | None = None
         self._ended = False
         self.worst_usd: float | None = None  # what its call may cost, under a budget
-        self.tries, self.unknown = (
-            1,
-            0,
-        )  # calls that were made; those before the last that may be asked for, nobody knows how much
+        self.tries, self.unknown = 1, 0  # calls that were made; those before the last whose price nobody knows
         self.again: Callable[[], bool] = lambda: True  # whether such a call may be made once more
         ledger.add(self.row)
 
@@ -72,7 +83,7 @@ class Attempt:
             self.finishes[event.index] = event
         elif isinstance(event, Failure):
             self.failure = event
-        if keep:
+        if keep or self._ledger.keep_text:
             self.events.append(event)
 
     def repeated(self, failure: Failure) -> bool:
@@ -88,6 +99,11 @@ class Attempt:
         self.row = replace(self.row, n=self.row.n + 1, started_ts=time.time())
         self._ledger.add(self.row)
         return True
+
+    def sent(self, request: ChatRequest) -> ChatRequest:
+        """`request` as the backend is asked it, which is noted."""
+        self._asked = request
+        return replace(request, model=their_name(self.place), at=self.row.started_ts)
 
     def answers(self, n: int) -> list[Answer]:
         """The n choices, as the checks see them."""
@@ -113,6 +129,8 @@ class Attempt:
             completion_tokens=usage.completion_tokens,
             cached_tokens=usage.cached_tokens,
             device_seconds=usage.device_seconds,
+            **_digests(usage.receipt),
+            cache_write_tokens=usage.cache_write_tokens,
             finish_reason=self.finishes[0].reason if 0 in self.finishes else None,
             accepted=accepted,
             retail_usd=self._price(),
@@ -121,6 +139,15 @@ class Attempt:
         if self._hold:
             self._hold.settle(self.row.retail_usd)
         self._ledger.add(self.row)
+        if self._ledger.keep_text:
+            self._ledger.keep(self._text(usage.receipt))
+
+    def _text(self, paper: Receipt | None) -> TextRow:
+        """The words. The first try was asked what the request asked, and what that was stands there."""
+        n = max(self.finishes, default=-1) + 1 or 1
+        own = self._asked if self.row.n else None
+        answers = [kept_answer(answer, paper, i) for i, answer in enumerate(self.answers(n))]
+        return TextRow(self.row.id, self.row.request_id, self.row.started_ts, own and neutral.encode(own), answers)
 
     def accept(self) -> None:
         """It is the answer after all, for want of a better one."""
@@ -147,7 +174,7 @@ class Attempt:
 
     def _price(self) -> float | None:
         """US dollars. None for the local model and where no price is known, or not all of the usage: what an answer says of it
-        before its end is not what it comes to. A call that was refused cost nothing; one that broke off without a word may have."""
+        before its end is not what it comes to. A call that was refused cost nothing; one that broke off may have."""
         provider = self.place.price_provider
         is_whole = self.failure is None and len(self.finishes) >= self.choices
         if not provider or self._usage is None or not is_whole:
@@ -156,13 +183,34 @@ class Attempt:
         return retail_usd(provider, their_name(self.place), self._usage)
 
 
+def kept_answer(answer: Answer, paper: Receipt | None, choice: int) -> dict[str, Any]:
+    """An answer as it is kept; with its token ids where this machine made it."""
+    tokens = paper.tokens[choice] if paper and choice < len(paper.tokens) else None
+    calls = [asdict(call) for call in answer.calls]
+    return {"text": answer.text, "reason": answer.finish_reason, "calls": calls, "tokens": tokens and list(tokens)}
+
+
+def _digests(paper: Receipt | None) -> dict[str, Any]:
+    """What an answer of this machine is replayed with, as columns."""
+    if paper is None:
+        return {}
+    return {
+        "model_digest": paper.model,
+        "template_digest": paper.template,
+        "kernels_digest": paper.kernels,
+        "settings_digest": paper.settings,
+        "tokens_digest": paper.tokens_digest,
+        "seed": paper.seed,
+    }
+
+
 async def attempt_events(request: ChatRequest, attempt: Attempt, *, keep: bool) -> AsyncGenerator[Event, None]:
     """The backend's events, noted on their way. Leaving early stops the backend and closes the row."""
     attempt.choices = request.sampling.n
     egress.request_id.set(attempt.row.request_id)
     repeats.set(attempt.repeated)
     try:
-        async with aclosing(attempt.place.backend.generate(replace(request, model=their_name(attempt.place)))) as events:
+        async with aclosing(attempt.place.backend.generate(attempt.sent(request))) as events:
             async for event in events:
                 attempt.saw(event, keep=keep)
                 yield event

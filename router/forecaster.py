@@ -6,12 +6,17 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from sqlalchemy import Engine
+
 from ..wire.chat import ChatRequest
 from ..wire.errors import BaseloadError
+from .calibrate import Drift
+from .drift import Promise, watch
 from .features import Task
 from .plan import Forecast
 from .predictor import Embeds, Predictor
@@ -21,15 +26,17 @@ from .similarity import Attempt
 log = logging.getLogger("baseload.router")
 
 BEFORE, AFTER = "before.npz", "after.npz"  # decides before a local attempt; with its answer
+NOTHING = -2.0  # a threshold below every gap
 LOOK_S = 2.0  # a changed file is found so late
 
 
 class Forecaster:
     """Those in `folder`. Where there is no file, or an unsound one, it has nothing to say. Safe to use from several threads."""
 
-    def __init__(self, folder: Path, encoder: Callable[[], Embeds]) -> None:
-        """`encoder` is made when the first predictor wants vectors."""
-        self._folder, self._make_encoder = folder, encoder
+    def __init__(self, folder: Path, encoder: Callable[[], Embeds], books: Engine | None = None) -> None:
+        """`encoder` is made when the first predictor wants vectors; `books`: the ledger in which audits are looked for."""
+        self._folder, self._make_encoder, self._books = folder, encoder, books
+        self.drifts: Mapping[str, Drift] = {}  # of the present predictors, by name
         self._encoder: Embeds | None = None
         self._lock, self._encoder_lock, self._looked = Lock(), Lock(), -LOOK_S
         self._known: dict[str, tuple[int, Predictor | None]] = {}  # name -> (when it was written, it)
@@ -54,6 +61,26 @@ class Forecaster:
         """See plan.Predictor."""
         return self._ask(AFTER, request, Attempt(answer, signals))
 
+    def look_at_audits(self) -> None:
+        """See whether the promises still hold. One that does not has its threshold opened: nothing more is kept by it until
+        another predictor is adopted. Blocks on the disk."""
+        if self._books is None:
+            return
+        found: dict[str, Drift] = {}
+        for name, by in ((BEFORE, "predictor"), (AFTER, "confidence")):
+            predictor = self._known.get(name, (0, None))[1]
+            promise = _promise(predictor, by) if predictor else None
+            if promise is None:
+                continue
+            state = found[name] = watch(self._books, promise)
+            if state.alarm and not (name in self.drifts and self.drifts[name].alarm):
+                log.warning(
+                    "%s: %d audits of kept answers speak against the promised risk of %g (evidence %.3g); nothing is kept "
+                    "by it until a predictor is adopted anew: baseload route train",
+                    *(name, state.audits, promise.alpha, state.evidence),
+                )
+        self.drifts = found
+
     def _ask(self, name: str, request: ChatRequest, attempt: Attempt | None) -> Forecast | None:
         found = self._current(name)
         threshold = found.provenance.get("threshold") if found else None
@@ -67,6 +94,8 @@ class Forecaster:
             log.exception("the predictor %s could not be asked", name)
             return None
         numbers = {"local": said.local, "strong": said.strong, "familiar": said.familiar}
+        if name in self.drifts and self.drifts[name].alarm:
+            return Forecast(said.gap, NOTHING, not said.fell_back, numbers, "audits have failed, so that nothing is kept")
         return Forecast(said.gap, float(threshold), not said.fell_back, numbers)
 
     def _vectors(self) -> Embeds:
@@ -89,6 +118,7 @@ class Forecaster:
             written = path.stat().st_mtime_ns
         except OSError:
             self._known.pop(name, None)
+            self.drifts = {other: state for other, state in self.drifts.items() if other != name}
             return
         if self._known.get(name, (None,))[0] == written:
             return
@@ -99,6 +129,20 @@ class Forecaster:
         except BaseloadError as error:
             log.warning("%s", error.message)
         self._known[name] = (written, found)
+        try:
+            self.look_at_audits()
+        except Exception:  # the books can't be read now; the next audit is another occasion
+            log.exception("the audits could not be looked at")
+
+
+def _promise(predictor: Predictor, by: str) -> Promise | None:
+    """What its provenance says that its threshold holds; None: nothing."""
+    told = predictor.provenance
+    try:
+        since = datetime.fromisoformat(str(told["created"])).timestamp()
+        return Promise(by, float(told["threshold"]), float(told["alpha"]), since)
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def task_of(request: ChatRequest) -> Task:

@@ -31,6 +31,7 @@ class Forecast:
     threshold: float
     known: bool = True  # False: the request is like none that was learned from; the gap is its class's
     numbers: Mapping[str, float] = field(default_factory=dict)
+    why: str = ""  # where another reason than the gap decides
 
 
 class Predictor(Protocol):
@@ -86,6 +87,7 @@ def plan(
     if forecast is not None:
         numbers = {"gap": forecast.gap, "threshold": forecast.threshold, **forecast.numbers}
         kind = "a supplier is likelier to do it" if forecast.gap > forecast.threshold else "the local model will do"
+        kind = forecast.why or kind
         note = Note("predictor", kind if forecast.known else f"{kind} (unfamiliar: by its class)", numbers)
         if forecast.gap > forecast.threshold:
             return _suppliers_first(places, note)

@@ -9,8 +9,9 @@ from types import MappingProxyType
 
 from ..ledger.ledger import Ledger
 from ..ledger.purse import Purse
-from ..ledger.rows import OutcomeRow, RequestRow
+from ..ledger.rows import OutcomeRow, RequestRow, TextRow
 from ..ledger.writer import LedgerError
+from ..wire import neutral
 from ..wire.chat import ChatRequest, Event, Failure, Finish
 from ..wire.errors import ContextLengthExceeded
 from .budget import within, worst_usd
@@ -84,6 +85,8 @@ class Run:
         """The events that the client sees, with the request's row closed at the end whatever happens."""
         handling, status, error = self._handling, "cancelled", None
         self._ledger.add(self._row)  # not before the first step: events that nobody ever reads could not close the row again
+        if self._ledger.keep_text:
+            self._ledger.keep(TextRow(self._row.id, self._row.id, self._row.ts, neutral.encode(self._request)))
         try:
             cascade = self._checked if handling.decision.buffered else self._direct
             async with aclosing(cascade()) as events:
@@ -320,7 +323,9 @@ class Run:
             return []
         numbers = {"gap": forecast.gap, "threshold": forecast.threshold, **forecast.numbers, **signals}
         doubts = forecast.gap > forecast.threshold
-        self._handling.note("confidence", "the answer looks doubtful" if doubts else "the answer will do", numbers)
+        self._handling.note(
+            "confidence", forecast.why or "the answer looks doubtful" if doubts else "the answer will do", numbers
+        )
         verdict = Verdict("confidence", not doubts, "the answer looks doubtful" if doubts else "", -forecast.gap)
         row = attempt.row
         self._ledger.add(

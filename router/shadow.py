@@ -22,6 +22,11 @@ Over = Callable[[float | None], None]
 AT_ONCE = 4  # more are not asked, and not made up for
 
 
+def drawn(request_id: str) -> float:
+    """A request's lot, in [0, 1)."""
+    return int.from_bytes(hashlib.blake2b(request_id.encode(), digest_size=8).digest()) / 2**64
+
+
 class Shadows:
     """Those under way."""
 
@@ -32,8 +37,7 @@ class Shadows:
 
     def wants(self, request_id: str) -> bool:
         """Whether this request is one of the share, and there is room for it."""
-        drawn = int.from_bytes(hashlib.blake2b(request_id.encode(), digest_size=8).digest()) / 2**64
-        return drawn < self._share and len(self._running) < AT_ONCE
+        return drawn(request_id) < self._share and len(self._running) < AT_ONCE
 
     def begin(
         self,

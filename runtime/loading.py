@@ -17,6 +17,7 @@ from .engine.model_runner import DescribedRunner
 from .engine.model_runner import page_bytes as torch_page_bytes
 from .engine.native_runner import NativeRunner
 from .models.model_file import LoadedModel, load_model
+from .receipts import identity_of
 
 log = logging.getLogger("baseload.runtime")
 
@@ -98,7 +99,8 @@ class Loader:
             raise ModelFileError(f"{name}: {error}") from error
         tokens = config.n_pages * config.page_size
         log.info("%s: %s, %s, KV cache of %d tokens", name, opened.model.config.family, runner.describe(), tokens)
-        engine = Engine(runner, opened.model.tokenizer, config, store=store, release=runner.close)
+        identity = identity_of(opened.model, runner.layout)
+        engine = Engine(runner, opened.model.tokenizer, config, store=store, release=runner.close, identity=identity)
         engine.start()
         return engine
 
@@ -113,10 +115,10 @@ class Loader:
         options, config, model = self._options, opened.config, opened.model
         with self._lock:
             self._pool = self._pool or Pool(n_threads(options.threads))
-        digest = self._beside.submit(lambda: model.digest) if options.kv_disk else None
+        digest = self._beside.submit(lambda: model.digest)  # for receipts, and for the store
         isa = "" if options.isa == "auto" else options.isa
         runner = NativeRunner(model, config.n_pages, config.page_size, self._pool, isa)
-        return runner, self._store(runner, digest) if digest else None
+        return runner, self._store(runner, digest) if options.kv_disk else None
 
     def _on_gpu(self, model: LoadedModel) -> OpenedModel:
         """The pool takes what the GPU has free beside the weights; `kv_memory_mb` is the host's."""

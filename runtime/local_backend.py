@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import secrets
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ from dataclasses import replace
 from llguidance import LLMatcher
 
 from ..wire.backend import ModelInfo
-from ..wire.chat import ChatRequest, Event, Failure, Finish, SamplingParams, TextDelta, Usage
+from ..wire.chat import ChatRequest, Event, Failure, Finish, Receipt, SamplingParams, TextDelta, Usage
 from ..wire.errors import BadRequest, BaseloadError, ContextLengthExceeded, InternalError
 from .engine import Engine, GenerationRequest, GenerationStream, TokenOutput
 from .engine.grammar import Grammar
@@ -19,6 +20,7 @@ from .engine.thought import AfterThought, Marks
 from .grammars import GrammarCompiler
 from .models.answer_parser import AnswerParser
 from .models.model_file import LoadedModel
+from .receipts import receipt, tokens_digest
 
 log = logging.getLogger("baseload.local")
 
@@ -170,13 +172,18 @@ class LocalBackend:
     async def _answer(
         self, engine: Engine, request: ChatRequest, prompt: Sequence[int], grammar: Grammar | None
     ) -> AsyncGenerator[Event, None]:
-        thoughtful = self._thoughtful(request, prompt)
-        streams = _submit(engine, replace(request, sampling=self._as_asked(request)), prompt, grammar, thoughtful)
+        sampling = self._as_asked(request)
+        if sampling.seed is None and sampling.temperature:
+            sampling = replace(sampling, seed=secrets.randbits(63))  # drawn here, so that it can be written down
+        most = max(0, self._longest - len(prompt))
+        room = most if sampling.max_tokens is None else min(sampling.max_tokens, most)
+        streams = _submit(engine, replace(request, sampling=sampling), prompt, grammar, self._thoughtful(request, prompt))
+        paper = receipt(engine.identity, sampling, room)
         try:
             for index in range(len(streams) if request.echo else 0):
                 yield TextDelta(self._echo(request, prompt), index)
             parsers = [self._parser(request, prompt, i) for i in range(len(streams))]
-            async with aclosing(_events(streams, parsers)) as events:
+            async with aclosing(_events(streams, parsers, prompt, paper)) as events:
                 async for event in events:
                     yield event
         finally:
@@ -221,9 +228,12 @@ def _n_bytes(request: ChatRequest) -> int:
     return len(prompt.encode("utf-8", "replace")) + sum(len(m.text.encode("utf-8", "replace")) for m in request.messages)
 
 
-async def _events(streams: list[GenerationStream], parsers: Sequence[AnswerParser | None]) -> AsyncGenerator[Event, None]:
+async def _events(
+    streams: list[GenerationStream], parsers: Sequence[AnswerParser | None], prompt: Sequence[int], paper: Receipt
+) -> AsyncGenerator[Event, None]:
     """The outputs of all choices as events, Usage with the first token and before the last Finish."""
     left, spoken, seconds, signals = len(streams), 0, 0.0, None
+    ids: list[list[int]] = [[] for _ in streams]
     first = TokenOutput()
     async with aclosing(_merged(streams)) as outputs:
         async for index, output in outputs:
@@ -232,8 +242,9 @@ async def _events(streams: list[GenerationStream], parsers: Sequence[AnswerParse
                 return
             if not spoken:
                 first = output
-                yield Usage(first.prompt_tokens, 0, first.cached_tokens)
+                yield Usage(first.prompt_tokens, 0, first.cached_tokens, receipt=paper)
             spoken += len(output.token_ids)
+            ids[index] += output.token_ids
             seconds += output.device_seconds or 0.0
             finish, parser = output.finish, parsers[index]
             if parser is None:
@@ -248,8 +259,16 @@ async def _events(streams: list[GenerationStream], parsers: Sequence[AnswerParse
                 left -= 1
                 if not left:
                     thought = sum(p.reasoning_tokens for p in parsers if p)
-                    used = round(seconds, 9)
-                    yield Usage(first.prompt_tokens, spoken, first.cached_tokens, thought, device_seconds=used, signals=signals)
+                    whole = replace(paper, tokens=tuple(map(tuple, ids)), tokens_digest=tokens_digest(prompt, ids))
+                    yield Usage(
+                        first.prompt_tokens,
+                        spoken,
+                        first.cached_tokens,
+                        thought,
+                        device_seconds=round(seconds, 9),
+                        signals=signals,
+                        receipt=whole,
+                    )
                 yield Finish(finish, index, output.matched_stop)
 
 

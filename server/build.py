@@ -51,7 +51,11 @@ async def build_services(settings: Settings, files: Sequence[tuple[str, Path]]) 
     when they are asked for. Raises BaseloadError, in one line."""
     profiles = load_profiles(CONFIGS / "suppliers", settings.suppliers)
     allowed = frozenset(settings.router.allowed_suppliers)
-    ledger = Ledger.open(settings.ledger.url or default_url())
+    ledger = Ledger.open(
+        settings.ledger.url or default_url(),
+        keep_text=settings.ledger.keep_text,
+        keep_text_days=settings.ledger.keep_text_days,
+    )
     ledger.reconcile()
     keyring, purse = Keyring(ledger.engine), Purse(ledger.engine)
     loader = Loader(load_options(settings.engine))
@@ -98,14 +102,15 @@ async def build_services(settings: Settings, files: Sequence[tuple[str, Path]]) 
         for name, profile in profiles.items():
             clients.append(HttpBackend(profile.connection(), profile.models, egress))
             remote[name] = (profile, profile.guarded(clients[-1]))
-        forecaster = Forecaster(default_root() / "router", partial(TextEncoder, EMBEDDER))
+        forecaster = Forecaster(default_root() / "router", partial(TextEncoder, EMBEDDER), ledger.engine)
         router = Router(local, remote, policy_of(settings), ledger, partial(_waiting, shelf), forecaster, purse)
         routers.append(router)
         jobs = load_jobs([CONFIGS / "jobs", default_root() / "jobs"])
     except BaseException:
         await close()
         raise
-    return Services(router, ledger, lambda: shelf.loaded, embedders | pooled, jobs, close, keyring)
+    learns = {"audited": forecaster.look_at_audits, "drifts": lambda: forecaster.drifts}
+    return Services(router, ledger, lambda: shelf.loaded, embedders | pooled, jobs, close, keyring, **learns)
 
 
 def _waiting(shelf: Shelf[Engine]) -> int:

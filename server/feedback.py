@@ -39,4 +39,6 @@ async def feedback(request: Request) -> Response:
     said = {"accepted": accepted, "score": score, "comment": comment, "source": source, "key_id": caller(request).key_id}
     if not await asyncio.to_thread(ledger.feedback, name, **said):
         raise NotFound("There is no answered request of this id.", param="request_id")
+    if source == "audit":
+        await asyncio.to_thread(request.app.state.life.require().audited)
     return json_reply({"object": "feedback", "request_id": name})

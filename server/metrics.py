@@ -50,6 +50,13 @@ _COUNTERS: tuple[tuple[str, str, Callable[[Any], float]], ...] = (
     ("baseload_kv_store_dropped", "KV pages gone before they were written.", lambda s: s.kv_store.dropped),
 )
 
+# The same of the predictors' calibrate.Drift.
+_DRIFTS: tuple[tuple[str, str, Callable[[Any], float]], ...] = (
+    ("baseload_router_audits", "Audits of answers that a predictor has kept.", lambda d: d.audits),
+    ("baseload_router_drift_evidence", "Evidence against its promise; 1 at the start.", lambda d: d.evidence),
+    ("baseload_router_threshold_open", "1 where audits have failed, and nothing is kept by it.", lambda d: float(d.alarm)),
+)
+
 
 def _used(stats: Any) -> int:
     return stats.pages_total - stats.pages_free - stats.pages_cached
@@ -68,6 +75,12 @@ class _EngineCollector(Collector):
                 for model, numbers in stats.items():
                     family.add_metric([model], value(numbers))
                 yield family
+        drifts = services.drifts() if services else {}
+        for name, text, number in _DRIFTS if drifts else ():
+            family = GaugeMetricFamily(name, text, labels=["predictor"])
+            for predictor, state in drifts.items():
+                family.add_metric([predictor], number(state))
+            yield family
 
 
 class Metrics:

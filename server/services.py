@@ -78,6 +78,10 @@ class Keyring(Protocol):
     async def any(self) -> bool: ...
 
 
+def nobody_learns() -> None:
+    """The default of `Services.audited`."""
+
+
 async def nothing_to_close() -> None:
     """The default of `Services.close`."""
 
@@ -93,6 +97,8 @@ class Services:
     jobs: Mapping[str, Job] = field(default_factory=dict)
     close: Callable[[], Awaitable[None]] = nothing_to_close
     keyring: Keyring | None = None  # None: there are no virtual keys
+    audited: Callable[[], None] = nobody_learns  # an audit has been written down; blocks
+    drifts: Callable[[], Mapping[str, Any]] = dict  # of the predictors, by name: calibrate.Drift
 
 
 class Life:

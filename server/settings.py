@@ -104,6 +104,7 @@ class LedgerSettings:
     url: str = ""  # empty: sqlite in $BASELOAD_HOME
     required: bool = True  # false: free local work goes on when the ledger cannot be written
     keep_text: bool = False  # prompts and answers are not stored unless this says so
+    keep_text_days: float = bounded(30.0, 0.01, 36500)  # then they are forgotten, whether new ones are stored or not
 
 
 @dataclass(frozen=True, slots=True)

@@ -172,6 +172,7 @@ class ChatRequest:
     user: str | None = None
     tenant: str = ""  # whose it is, by the server's word: prefixes of different tenants are kept apart
     extras: Extras = Extras()
+    at: float | None = None  # when it was asked, for templates that tell the time (seconds since the epoch); None: now
     protocol: str = "neutral"
     body: Mapping[str, Any] = field(default_factory=dict)
 
@@ -232,6 +233,20 @@ class Extension:
 
 
 @dataclass(frozen=True, slots=True)
+class Receipt:
+    """What an answer of this machine can be made again with, bit for bit. Digests are sha256 in hexadecimal, None: not known
+    (see runtime/receipts.py). `tokens` are each choice's ids, empty while they come; `tokens_digest` has the prompt's too."""
+
+    model: str | None
+    template: str | None
+    kernels: str | None
+    settings: str | None
+    seed: int | None  # None: nothing was drawn
+    tokens: tuple[tuple[int, ...], ...] = ()
+    tokens_digest: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens so far; a later Usage replaces an earlier one. `completion_tokens` is the sum over all choices."""
 
@@ -243,6 +258,7 @@ class Usage:
     # Of this machine, measured; None while it goes on, and of other machines. No part of what an answer says.
     device_seconds: float | None = field(default=None, compare=False)
     signals: Mapping[str, float] | None = field(default=None, compare=False)  # how sure the model was, where that was asked
+    receipt: Receipt | None = field(default=None, compare=False)  # likewise
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,12 @@ A step brings back 12 bytes a row; whole rows of logits only where the host must
 and biases). Steps do not overlap: the next one is scheduled when this one's tokens are known.
 """
 
+import hashlib
+from pathlib import Path
+
 import numpy as np
 import torch
+import triton
 
 from ...kernels.paged_attention import KvPool
 from ...kernels.spec import DecoderSpec, Draws, StepBatch, StepOutput
@@ -18,6 +22,11 @@ from .config import EngineConfig
 from .decode_graphs import DecodeGraphs, Drawn, Places
 from .model_runner import page_bytes
 
+HERE = Path(__file__).parent
+CODE = (
+    *sorted((HERE.parents[1] / "kernels" / "triton").glob("*.py")),
+    *(HERE.parent / "models" / name for name in ("decoder.py", "weights.py", "quants.py")),
+)
 KEPT_FREE = 0.08  # of the GPU's memory: for graphs, the vendor's workspaces, fragments
 
 
@@ -40,6 +49,13 @@ class CudaRunner:
         self._graphs = DecodeGraphs(self._decode, config.max_batch, kernels.device, self._on_gpu)
         if self._on_gpu:
             self._prepare(min(config.token_budget, self.context_length, config.n_pages * config.page_size))
+
+    @property
+    def layout(self) -> str:
+        """All but the weights that its numbers depend on."""
+        code = hashlib.sha256(b"".join(path.read_bytes() for path in CODE)).hexdigest()
+        versions = f"torch {torch.__version__} triton {triton.__version__}"
+        return f"{versions} {self.describe()} {self._decoder.spec} {self.page_bytes} {code}"
 
     def describe(self) -> str:
         """One line for the start-up log."""
@@ -81,7 +97,8 @@ class CudaRunner:
         table = np.zeros((1, -(-n // self._page_size)), np.int32)
         last, positions = np.array([n - 1], np.int32), np.arange(n, dtype=np.int32)
         tokens, nobody = np.zeros(n, np.int32), np.zeros(1, np.bool_)
-        self._mixed(StepBatch(tokens, positions, none, starts, starts[1:], table, last, nobody, self._page_size))
+        batch = StepBatch(tokens, positions, none, starts, starts[1:], table, last, nobody, self._page_size)
+        self._drawn(self._decoder.forward(batch, self._pool), None)
         self._graphs.prepare()
 
     def _decode(self, places: Places) -> Drawn:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from ...kernels.spec import StepBatch, StepOutput
 from ...wire.chat import Failure
 from ...wire.errors import RateLimited, Unavailable
+from ..receipts import Identity
 from .config import EngineConfig
 from .core import CANCELLED, EngineCore, EngineTokenizer, Outputs, StepRunner
 from .kv_store import KvStore, LentStore, StoreStats
@@ -143,8 +144,11 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
         store: KvStore | None = None,
         release: Callable[[], None] | None = None,
+        identity: Identity | None = None,
     ) -> None:
-        """`release` gives back what the runner holds; called by `close` once nothing runs in it."""
+        """`release` gives back what the runner holds; called by `close` once nothing runs in it. `identity`: of the model, for
+        receipts."""
+        self.identity = identity
         self.config, self._store, self._release = config, store, release
         self._runner, self._tokenizer, self._clock = runner, tokenizer, clock
         self._model = threading.Lock()

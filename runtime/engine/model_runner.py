@@ -38,6 +38,11 @@ class ModelRunner(Protocol):
 class DescribedRunner(ModelRunner, Protocol):
     """A runner that can say what it runs on, and be done with."""
 
+    @property
+    def layout(self) -> str:
+        """All but the weights that its numbers depend on."""
+        ...
+
     def describe(self) -> str:
         """One line for the start-up log."""
         ...

@@ -1,10 +1,22 @@
 """The decoder on torch: for GPUs, for models that the native step does not run, and as its oracle. Imports torch."""
 
+import hashlib
+from pathlib import Path
+
+import torch
+
+from ... import kernels
 from ...kernels.paged_attention import KvPool
 from ...kernels.spec import StepBatch, StepOutput
 from ..models.decoder import Decoder
 from ..models.model_file import LoadedModel
 from .model_runner import page_bytes
+
+KERNELS, MODELS = Path(kernels.__file__).parent, Path(__file__).parents[1] / "models"
+CODE = (
+    *(KERNELS / name for name in ("paged_attention.py", "reference.py", "torch_kernels.py")),
+    *(MODELS / name for name in ("decoder.py", "weights.py", "quants.py")),
+)
 
 
 class TorchRunner:
@@ -17,10 +29,17 @@ class TorchRunner:
         spec = model.config.decoder
         self.vocab = spec.vocab
         self.context_length = spec.context_length
+        self._spec = spec
         self._decoder = Decoder(spec, model.weights, device, dtype)
         self.page_bytes = page_bytes(spec, page_size, dtype)
         kernels = self._decoder.kernels
         self._pool = KvPool(spec, n_pages, page_size, kernels.device, kernels.dtype)
+
+    @property
+    def layout(self) -> str:
+        """All but the weights that its numbers depend on."""
+        code = hashlib.sha256(b"".join(path.read_bytes() for path in CODE)).hexdigest()
+        return f"torch {torch.__version__} {self.describe()} {self._spec} {self.page_bytes} {code}"
 
     def describe(self) -> str:
         """One line for the start-up log: which kernels run, on what."""

@@ -54,6 +54,10 @@ class ChatTemplate:
         """How the model writes its calls."""
         return dialect_of("".join(self._sources.values()))
 
+    def described(self) -> list[Any]:
+        """All that a rendering depends on, beside the conversation and the code."""
+        return [self._sources, self._tokens]
+
     @property
     def thought_marks(self) -> tuple[str, str] | None:
         """What the model puts around its reasoning; None: it does not reason."""
@@ -67,10 +71,7 @@ class ChatTemplate:
         **kw: Any,
     ) -> str:
         """The conversation as text, equal to transformers' `apply_chat_template`. Raises BadRequest."""
-        try:
-            return self._render(messages, tools, add_generation_prompt, kw)
-        except TemplateFailed as e:
-            raise BadRequest(_blame(e), param="messages") from e
+        return self._render_at(None, messages, tools, add_generation_prompt, kw)
 
     def encode(self, request: ChatRequest, tokenizer: Tokenizer, *, begun: bool = True) -> list[int]:
         """The conversation as token ids, the model's turn `begun`. Raises BadRequest."""
@@ -79,12 +80,12 @@ class ChatTemplate:
         messages = template_messages(request, developer_known=developer_known, explained=explained)
         conversation = [messages, template_tools(request), _template_arguments(request)]
         whole, starts = _Hidden(tokenizer.control_spans), _Hidden(tokenizer.control_starts)
-        text, spans = whole.put_back(self._render_all(whole.hide(conversation), begun))
+        text, spans = whole.put_back(self._render_all(whole.hide(conversation), begun, request.at))
         # A template that cuts and joins texts could make a control token out of parts of one: rendered again with every
         # character hidden that such a token starts with, it must write the same ones.
         careful = starts.hide(conversation)
         if starts.count > whole.count:
-            careful_text, careful_spans = starts.put_back(self._render_all(careful, begun))
+            careful_text, careful_spans = starts.put_back(self._render_all(careful, begun, request.at))
             if tokenizer.controls(text, spans) != tokenizer.controls(careful_text, careful_spans):
                 text, spans = careful_text, careful_spans
         ids = tokenizer.encode_around(text, spans)
@@ -108,12 +109,30 @@ class ChatTemplate:
         """Let the template's process go."""
         self._process.close()
 
-    def _render_all(self, conversation: list[Any], begun: bool) -> str:
+    def _render_all(self, conversation: list[Any], begun: bool, now: float | None) -> str:
         messages, tools, arguments = conversation
-        return self.render(messages, tools, begun, **arguments)
+        return self._render_at(now, messages, tools, begun, arguments)
+
+    def _render_at(
+        self,
+        now: float | None,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None,
+        begin: bool,
+        kw: dict[str, Any],
+    ) -> str:
+        try:
+            return self._render(messages, tools, begin, kw, now)
+        except TemplateFailed as e:
+            raise BadRequest(_blame(e), param="messages") from e
 
     def _render(
-        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, begin: bool, kw: dict[str, Any]
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None,
+        begin: bool,
+        kw: dict[str, Any],
+        now: float | None = None,
     ) -> str:
         if "default" not in self._sources:
             what = "has no chat template" if self._missing else "has a chat template that is not text"
@@ -121,7 +140,8 @@ class ChatTemplate:
         # Absent tools are left out: to minijinja null has no length, and templates ask for it.
         given = {"tools": tools} if tools is not None else {}
         name = TOOL_USE if tools is not None and TOOL_USE in self._sources else "default"
-        return self._process.render(name, {**self._tokens, **kw, **given, "messages": messages, "add_generation_prompt": begin})
+        context = {**self._tokens, **kw, **given, "messages": messages, "add_generation_prompt": begin}
+        return self._process.render(name, context, now)
 
 
 def template_from_gguf(metadata: Mapping[str, Any]) -> ChatTemplate:

@@ -39,9 +39,10 @@ class TemplateProcess:
         self._lock = Lock()
         self._child: subprocess.Popen[bytes] | None = None
 
-    def render(self, name: str, context: Mapping[str, Any]) -> str:
-        """Template `name` over `context` (JSON values). Raises TemplateFailed."""
-        request = json.dumps({"template": name, "context": context}).encode()
+    def render(self, name: str, context: Mapping[str, Any], now: float | None = None) -> str:
+        """Template `name` over `context` (JSON values). `now`: the time that it is told, in seconds since the epoch; None: the
+        present. Raises TemplateFailed."""
+        request = json.dumps({"template": name, "context": context, "now": now}).encode()
         with self._lock:
             try:
                 answer = self._ask(request)

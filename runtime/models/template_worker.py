@@ -41,9 +41,13 @@ def raise_exception(message: object = "") -> None:
     raise Raised(str(message))
 
 
+CLOCK: dict[str, float | None] = {"now": None}  # seconds since the epoch; None: the machine's own time
+
+
 def strftime_now(form: str) -> str:
-    """The present local time, as templates ask for it."""
-    return datetime.now().strftime(form[:256])
+    """The local time, as templates ask for it: the present one, or the one that an earlier answer is made again at."""
+    now = CLOCK["now"]
+    return (datetime.now() if now is None else datetime.fromtimestamp(now)).strftime(form[:256])
 
 
 def tojson(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False) -> str:
@@ -124,6 +128,7 @@ def main() -> None:
     env = environment(setup["sources"])
     while (message := _read()) is not None:
         request, size = message
+        CLOCK["now"] = request["now"]
         signal.setitimer(signal.ITIMER_PROF, setup["cpu_s"])
         answer = render(env, request["template"], request["context"], size)
         signal.setitimer(signal.ITIMER_PROF, 0)

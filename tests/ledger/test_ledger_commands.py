@@ -1,6 +1,7 @@
 """`baseload ledger tasks, verify, export`: what an operator reads."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from typer.testing import CliRunner
 
 from baseload.cli.ledger import app
 from baseload.ledger import AttemptRow, Ledger, RequestRow, budgets
+from baseload.ledger.ledger import open_for_reading
+from baseload.ledger.rows import TextRow
+from baseload.ledger.texts import kept
 
 PROFILE = Path(__file__).parents[2] / "configs" / "hardware" / "example-workstation.toml"
 
@@ -79,3 +83,14 @@ def test_the_local_answers_at_a_suppliers_price(place: str, tmp_path: Path):
     assert code == 0 and "0.018000" in text and "declared" in text
     code, text = run("prices", "nobody/nothing", "--db", place)
     assert code == 1 and "No price is known" in text
+
+
+def test_kept_texts_are_forgotten_on_demand(place: str):
+    ledger = Ledger.open(f"sqlite:///{place}", keep_text_days=36500)
+    for name, ts in (("r0", 10.0), ("r1", 10.0), ("r2", time.time())):
+        ledger.add(TextRow(name, name, ts, {"prompt": "a secret"}))
+    ledger.close()
+    assert run("forget", "--db", place)[0] == 2
+    assert run("forget", "--db", place, "--request", "r0") == (0, "1 texts are forgotten.\n")
+    assert run("forget", "--db", place, "--before", "7d") == (0, "1 texts are forgotten.\n")
+    assert list(kept(open_for_reading(f"sqlite:///{place}"), ["r0", "r1", "r2"])) == ["r2"]

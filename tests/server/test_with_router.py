@@ -8,6 +8,7 @@ import httpx2
 import pytest
 
 from baseload.ledger.ledger import Ledger
+from baseload.router.calibrate import Drift
 from baseload.router.policy import Policy
 from baseload.router.router import Router
 from baseload.server.services import Services
@@ -113,3 +114,23 @@ def test_what_headers_say_counts_like_the_body(house):
     assert house.post("/v1/chat/completions", json=ask("hello"), headers=told).status_code == 200
     wrong = house.post("/v1/chat/completions", json=ask("hello"), headers={"x-baseload-budget-usd": "much"})
     assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "baseload.budget_usd")
+
+
+def test_an_audit_is_listened_to_and_the_drift_is_a_metric(serve, tmp_path: Path):
+    ledger, told, state = Ledger.open(f"sqlite:///{tmp_path}/ledger.db"), [], Drift(0.05, 0.05)
+    for _ in range(4):
+        state = state.after(1.0)
+    running = serve(started=False)
+    router = Router([Echo()], {}, Policy(), ledger)
+    learns = {"audited": lambda: told.append("audit"), "drifts": lambda: {"before.npz": state}}
+    running.app.state.life.start(Services(router, ledger, **learns))
+    with httpx2.Client(base_url=running.url, timeout=20) as client:
+        name = client.post("/v1/chat/completions", json=ask("hello")).headers["x-baseload-request-id"]
+        for source, heard in (("feedback", 0), ("audit", 1)):
+            said = client.post("/v1/feedback", json={"request_id": name, "accepted": False, "source": source})
+            assert (said.status_code, len(told)) == (200, heard)
+        page = client.get("/metrics").text
+    assert 'baseload_router_audits{predictor="before.npz"} 4.0' in page
+    assert f'baseload_router_threshold_open{{predictor="before.npz"}} {float(state.alarm)}' in page and state.alarm
+    running.stop()
+    ledger.close()

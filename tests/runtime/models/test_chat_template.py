@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -382,3 +383,11 @@ def test_from_a_folder(tmp_path: Path) -> None:
 
 def test_the_reserved_names_are_those_of_render() -> None:
     assert set(chat_template.RESERVED) <= set(ChatTemplate.render.__annotations__)
+
+
+def test_an_answer_that_is_made_again_reads_the_time_of_then() -> None:
+    template = ChatTemplate("{{ strftime_now('%Y-%m-%d') }} {{ messages[0].content }}")
+    request = ChatRequest("m", (Message("user", (Text("hi"),)),), at=1_000_000_000.0)
+    read = lambda asked: tokenizer().decode(template.encode(asked, tokenizer()))  # noqa: E731
+    assert read(request).startswith("2001-09-") and not read(replace(request, at=None)).startswith("2001")
+    template.close()
