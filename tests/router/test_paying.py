@@ -50,7 +50,8 @@ def paying(ledger: Any, purse: Purse) -> Make:
 
 
 async def run(router: Router, request: Any, **context: Any) -> list[Event]:
-    handling = await router.handle(request, RequestContext("req_1", **{"key_id": "k"} | context))
+    who: dict[str, Any] = {"key_id": "k", **context}
+    handling = await router.handle(request, RequestContext("req_1", **who))
     return [event async for event in handling.events]
 
 
