@@ -80,3 +80,12 @@ def routing_tools(context: typer.Context) -> None:
     from ..benchmarks.routing_tools import main
 
     raise typer.Exit(main(context.args) or 0)
+
+
+@app.command(context_settings=PASS_ON)
+@fail_cleanly
+def ledger(context: typer.Context) -> None:
+    """CPU that the books take of each request."""
+    from ..benchmarks.ledger_cost import main
+
+    raise typer.Exit(main(context.args) or 0)

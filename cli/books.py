@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .common import ledger_url
+
+if TYPE_CHECKING:
+    from ..ledger.machine_cost import Hardware
 
 UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
 
@@ -29,6 +32,14 @@ Since = Annotated[float | None, typer.Option(parser=seconds, help="Only the last
 def begins(since: float | None) -> float:
     """When the last `since` seconds began, in seconds since the epoch; the beginning of time where nothing was said."""
     return time.time() - since if since else 0.0
+
+
+def hardware_profile(named: str | None) -> Hardware | None:
+    """What the machine costs: the profile named, else the configured one, else nobody knows. Raises BadRequest."""
+    from ..ledger.machine_cost import profile
+    from ..server.settings import load
+
+    return profile(named if named is not None else load(None, {})[0].hardware.profile)
 
 
 def ledger_at(db: str | None) -> str:

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .books import Db, Json, Since, begins, ledger_at, seconds
+from .books import Db, Json, Since, begins, hardware_profile, ledger_at, seconds
 from .common import fail_cleanly, print_json, print_table
 from .whatif import whatif
 
 if TYPE_CHECKING:
-    from ..ledger.machine_cost import Hardware
     from ..ledger.report import Line
+    from ..ledger.retail import Overrides
 
 app = typer.Typer(no_args_is_help=True)
 app.command()(whatif)
+Profile = Annotated[
+    str | None,
+    typer.Option(help="What the machine costs: a profile's name or a TOML file; else the configured one."),
+]
+Override = Annotated[Path | None, typer.Option(help="Your own prices, as TOML; they go before the listed ones.")]
 
 COLUMNS = ("ROUTE", "MODEL", "REQUESTS>", "TRIES>", "ACCEPTED>", "TOKENS-IN>", "OUT>", "CACHED>")
 COLUMNS += ("TTFT>", "TIME>", "RETAIL-$>", "ESCALATED>")
@@ -27,20 +33,38 @@ COLUMNS += ("TTFT>", "TIME>", "RETAIL-$>", "ESCALATED>")
 @app.command()
 @fail_cleanly
 def report(
+    hardware: Profile = None,
+    by: Annotated[str, typer.Option(help="key_id, task_class, job or model.")] = "key_id",
+    reference: Annotated[
+        str | None, typer.Option(metavar="SUPPLIER/MODEL", help="Whose list price to set beside the local work.")
+    ] = None,
+    override: Override = None,
     since: Since = None,
     db: Db = None,
     as_json: Json = False,
 ) -> None:
-    """Requests, tokens, times and dollars for each route and model."""
+    """Requests, tokens, times and dollars for each route and model; what the machine's hours went on, and for whom."""
+    from ..ledger.groups import BY
     from ..ledger.ledger import open_for_reading
+    from ..ledger.report import began
     from ..ledger.report import report as make
+    from .ledger_report import as_json as plain
+    from .ledger_report import collect, show
 
-    found = make(open_for_reading(ledger_at(db)), begins(since))
+    if by not in BY:
+        raise typer.BadParameter(f"--by is one of {', '.join(BY)}")
+    engine, until = open_for_reading(ledger_at(db)), time.time()
+    found = make(engine, begins(since))
+    start = until - since if since else began(engine)
+    machine = hardware_profile(hardware)
+    made = None if start is None or start >= until else collect(engine, start, until, machine, by, reference, _own(override))
     if as_json:
-        print_json(asdict(found))
+        print_json(asdict(found) | (plain(made, by) if made else {}))
         return
     rows = [_row(line, line.route or "-", line.model) for line in found.lines]
     print_table(COLUMNS, [*rows, _row(found.total, "total", "")])
+    if made:
+        show(made, by)
 
 
 def _row(line: Line, route: str, model: str) -> tuple[str, ...]:
@@ -67,7 +91,7 @@ def show(request_id: str, db: Db = None) -> None:
 @app.command()
 @fail_cleanly
 def tasks(
-    hardware: Annotated[Path | None, typer.Option(help="What the machine costs, as TOML; else local work is unpriced.")] = None,
+    hardware: Profile = None,
     by: Annotated[str, typer.Option(help="job, task_class, key_id or model.")] = "task_class",
     since: Since = None,
     db: Db = None,
@@ -81,7 +105,8 @@ def tasks(
 
     if by not in GROUPS:
         raise typer.BadParameter(f"--by is one of {', '.join(GROUPS)}")
-    hour = usd_per_hour(_profile(hardware)) if hardware else None
+    machine = hardware_profile(hardware)
+    hour = usd_per_hour(machine) if machine else None
     rows = training_rows(open_for_reading(ledger_at(db)), begins(since))
     found = per_accepted(task(row, hour.value if hour else None, GROUPS[by](row) or "-") for row in rows)
     if as_json:
@@ -102,14 +127,14 @@ def tasks(
         print(f"C_h = {_usd(hour.value)} ({hour.known}: {hour.source})")
 
 
-def _profile(path: Path) -> Hardware:
-    from ..ledger.machine_cost import load
+def _own(path: Path | None) -> Overrides | None:
+    from ..ledger.retail import overrides
     from ..wire.errors import BadRequest
 
     try:
-        return load(path)
-    except (OSError, ValueError, TypeError) as error:
-        raise BadRequest(f"The hardware profile cannot be used: {error}") from error
+        return overrides(path) if path else None
+    except (OSError, ValueError) as error:
+        raise BadRequest(f"The prices cannot be used: {error}") from error
 
 
 def _usd(value: float | None) -> str:
@@ -152,7 +177,7 @@ def export(
 @fail_cleanly
 def prices(
     reference: Annotated[str, typer.Argument(metavar="SUPPLIER/MODEL", help="Whose list price to set beside the local work.")],
-    override: Annotated[Path | None, typer.Option(help="Your own prices, as TOML; they go before the listed ones.")] = None,
+    override: Override = None,
     since: Since = None,
     db: Db = None,
     as_json: Json = False,
@@ -160,13 +185,10 @@ def prices(
     """What the tokens of the local answers would have cost at a supplier, and at the cheapest one for that model."""
     from ..ledger.ledger import open_for_reading
     from ..ledger.outcomes import training_rows
-    from ..ledger.retail import Tokens, cheapest, overrides, total
-    from ..wire.errors import BadRequest, NotFound
+    from ..ledger.retail import Tokens, cheapest, total
+    from ..wire.errors import NotFound
 
-    try:
-        own = overrides(override) if override else None
-    except (OSError, ValueError) as error:
-        raise BadRequest(f"The prices cannot be used: {error}") from error
+    own = _own(override)
     rows = training_rows(open_for_reading(ledger_at(db)), begins(since))
     local = [a for row in rows for a in row.attempts if a["accepted"] and a["backend"] == "local"]
     calls = [Tokens(a["prompt_tokens"], a["completion_tokens"], a["cached_tokens"]) for a in local]

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 
-from sqlalchemy import ColumnElement, Connection, Engine, or_, select
+from sqlalchemy import ColumnElement, Connection, Engine, func, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from .schema import budget_windows, budgets, reservations
@@ -64,6 +64,13 @@ def put(engine: Engine, kind: str, name: str, period: str, limit_usd: Decimal | 
     with _transaction(engine) as connection:
         connection.execute(insert.on_conflict_do_update(index_elements=["id"], set_={"limit_nanousd": row["limit_nanousd"]}))
     return Budget(row["id"], kind, name, period, usd(nano(limit_usd)))
+
+
+def held_usd(engine: Engine) -> float:
+    """What calls under way may yet cost, of all budgets together; each call once."""
+    held = select(func.coalesce(func.sum(reservations.c.amount_nanousd), 0)).where(reservations.c.status == "held")
+    with engine.connect() as connection:
+        return float(usd(int(connection.execute(held).scalar_one())))
 
 
 def listed(engine: Engine, now: float | None = None) -> list[Budget]:

@@ -6,8 +6,9 @@ Prompts and answers are in it only where the settings say so, and then in a tabl
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from concurrent.futures import Future
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,11 +17,15 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from . import budgets, outcomes, texts
 from . import report as reports
+from .accounts import Accounts, Tally
 from .database import check, connect, default_url, is_sqlite, open_for_reading, prepare, unusable
+from .machine import Machine
 from .report import Report
-from .rows import Row, TextRow
+from .rows import AttemptRow, RequestRow, Row, TextRow
 from .schema import requests
-from .writer import LedgerError, Writer
+from .writer import LedgerError, Waiter, Writer
+
+log = logging.getLogger("baseload.ledger")
 
 __all__ = ["Ledger", "check", "connect", "default_url", "open_for_reading"]
 
@@ -30,12 +35,20 @@ TEXTS_WAITING = 2000
 class Ledger:
     """One ledger, open for writing. Make it with `Ledger.open`; `close()` it, or the last rows are lost."""
 
-    def __init__(self, engine: Engine, *, keep_text: bool = False, keep_text_days: float = texts.DAYS) -> None:
-        self.engine, self.keep_text = engine, keep_text
+    def __init__(
+        self, engine: Engine, *, required: bool = True, keep_text: bool = False, keep_text_days: float = texts.DAYS
+    ) -> None:
+        """`required` False: rows that find no room while nothing can be written are given up, and counted, instead of refused;
+        what leaves the machine is written first or not done, all the same."""
+        self.engine, self.keep_text, self._required = engine, keep_text, required
         self._writer = Writer(engine, chore=partial(texts.purge, days=keep_text_days))
+        self.dropped = 0  # rows given up
+        self.tally = Tally()
+        self.watch: Callable[[Row], None] = lambda row: None  # is shown requests and the ends of attempts; must not raise
+        self.machine: Machine | None = None  # whoever knows it sets it; without it local work has no price
 
     @classmethod
-    def open(cls, url: str, *, keep_text: bool = False, keep_text_days: float = texts.DAYS) -> Ledger:
+    def open(cls, url: str, *, required: bool = True, keep_text: bool = False, keep_text_days: float = texts.DAYS) -> Ledger:
         """Open, make or bring up to date the ledger at `url` (`sqlite:///PATH`, `postgresql://...`), and check it whole.
         `keep_text`: whether those who write rows are to add TextRows; what is older than `keep_text_days` is forgotten.
 
@@ -50,7 +63,7 @@ class Ledger:
         except LedgerError:
             engine.dispose()
             raise
-        return cls(engine, keep_text=keep_text, keep_text_days=keep_text_days)
+        return cls(engine, required=required, keep_text=keep_text, keep_text_days=keep_text_days)
 
     def reconcile(self) -> int:
         """Mark the requests that a killed server left running as `interrupted`, and end what it had reserved, charged in full;
@@ -67,12 +80,53 @@ class Ledger:
         except SQLAlchemyError as error:
             raise unusable(self.engine, error) from error
 
+    def ended(self, row: AttemptRow) -> AttemptRow:
+        """`row` of an attempt that has just ended, counted, with what its device-seconds took of this machine's energy and
+        money as far as that is known. It is not written by this."""
+        if self.machine:
+            row = self.machine.priced(row)
+        self.tally.add(row)
+        self.watch(row)
+        return row
+
+    def accounts(self) -> Accounts:
+        """How this process and its book stand. Reads what is reserved from the disk, nothing else."""
+        try:
+            reserved = budgets.held_usd(self.engine)
+        except SQLAlchemyError:
+            reserved = None
+        now = time.time()
+        live = self.tally.books(self.machine, now) if self.machine and now > self.tally.began else None
+        sampler = self.machine.sampler if self.machine else None
+        return Accounts(
+            dict(self.tally.places),
+            live,
+            sampler.power if sampler else None,
+            sampler.joules if sampler else None,
+            reserved,
+            self.healthy,
+            self.waiting,
+            self._writer.lag_s,
+            self.rejected,
+            self.dropped,
+        )
+
     def add(self, row: Row) -> None:
         """Write `row` within 100 ms, without waiting for it. A RequestRow or AttemptRow of a known id replaces that row.
 
-        Raises LedgerError when so many rows wait (the disk fails) that memory would be the next to go.
+        Raises LedgerError when so many rows wait (the disk fails) that memory would be the next to go, if the ledger is
+        required.
         """
-        self._writer.put(row)
+        if isinstance(row, RequestRow):
+            self.watch(row)
+        try:
+            self._writer.put(row)
+        except LedgerError as error:
+            if self._required:
+                raise
+            self.dropped += 1
+            if self.dropped & (self.dropped - 1) == 0:  # at 1, 2, 4, 8, ...: loud, and not a disk's worth of it
+                log.error("%d rows are lost: %s", self.dropped, error.message)
 
     def keep(self, row: TextRow) -> None:
         """Write a text; it is the first to be given up where so many rows wait (the disk fails) that memory matters."""
@@ -81,10 +135,10 @@ class Ledger:
 
     async def add_synced(self, row: Row) -> None:
         """Return once `row` is on the disk. Raises LedgerError if it cannot be: what it announces must then not be done."""
-        waiter: Future[None] = Future()
-        waiter.set_running_or_notify_cancel()  # a caller who gives up must not pull it from under the writing thread
+        loop = asyncio.get_running_loop()
+        waiter = Waiter(loop, loop.create_future())
         self._writer.put(row, waiter)
-        await asyncio.wrap_future(waiter)
+        await waiter.future
 
     @property
     def healthy(self) -> bool:

@@ -12,9 +12,14 @@ from datetime import date
 from pathlib import Path
 from typing import Literal
 
+from ..wire.errors import BadRequest
+
 HOURS_A_YEAR = 8760
+PROFILES = Path(__file__).parents[1] / "configs" / "hardware"
 
 Known = Literal["measured", "declared", "assumed", "none"]
+KNOWN: tuple[Known, ...] = ("measured", "declared", "assumed", "none")  # from the best to the worst
+OPTIONAL = ("watts", "idle_watts", "unmetered_watts")
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,9 @@ class Figure:
 class Hardware:
     """A machine as its owner's invoice and meter tell of it. `known`: whether those numbers are declared or only assumed.
 
-    `watts` is the draw under load where no instrument tells; None: unknown, and the cost of power then is too.
+    `watts` is the draw under load where no instrument tells; None: unknown, and the cost of power then is too. `idle_watts` is
+    that of the machine at rest; None: as under load. `unmetered_watts` is what stays unseen by instruments that see a part (the
+    GPUs, the processors); None: nothing is added to what they tell.
     """
 
     name: str
@@ -45,17 +52,40 @@ class Hardware:
     pue: float  # power usage effectiveness: what the building draws for each watt of the machine
     ops_usd_per_year: float  # people, space, network, licences
     watts: float | None = None
+    idle_watts: float | None = None
+    unmetered_watts: float | None = None
+
+
+def worst(*known: Known) -> Known:
+    """How well a figure is known that is made of several."""
+    return KNOWN[max(map(KNOWN.index, known))]
+
+
+def profile(name: str) -> Hardware | None:
+    """The profile that a setting names: a file, or one of configs/hardware; None for an empty name. Raises BadRequest."""
+    if not name:
+        return None
+    path = Path(name).expanduser() if name.endswith(".toml") else PROFILES / f"{name}.toml"
+    if ("/" in name and not name.endswith(".toml")) or not path.is_file():
+        shipped = ", ".join(sorted(p.stem for p in PROFILES.glob("*.toml")))
+        raise BadRequest(
+            f"There is no hardware profile {name!r}; give a .toml file or one of {shipped}.", param="hardware.profile"
+        )
+    try:
+        return load(path)
+    except (OSError, ValueError, TypeError) as error:
+        raise BadRequest(f"The hardware profile cannot be used: {error}", param="hardware.profile") from error
 
 
 def load(path: Path) -> Hardware:
     """A profile from TOML. Raises ValueError naming the key that is missing, unknown or out of range."""
     raw = tomllib.loads(path.read_text())
     names = {f.name for f in fields(Hardware)}
-    if wrong := sorted(set(raw) - names) or sorted(names - set(raw) - {"watts"}):
+    if wrong := sorted(set(raw) - names) or sorted(names - set(raw) - set(OPTIONAL)):
         raise ValueError(f"{path}: {', '.join(wrong)} is {'unknown' if set(raw) - names else 'missing'}")
     if raw["known"] not in ("declared", "assumed"):
         raise ValueError(f"{path}: known is declared or assumed")
-    numbers = ("capex_usd", "residual_usd", "interest", "usd_per_kwh", "ops_usd_per_year", "watts")
+    numbers = ("capex_usd", "residual_usd", "interest", "usd_per_kwh", "ops_usd_per_year", *OPTIONAL)
     if wrong := [name for name in numbers if raw.get(name, 0) < 0]:
         raise ValueError(f"{path}: {', '.join(wrong)} is below 0")
     if raw["years"] <= 0 or raw["pue"] < 1:
@@ -90,16 +120,37 @@ def usd_per_hour(hardware: Hardware, watts: Figure | None = None) -> Figure:
     It is as well known as the worst of its terms.
     """
     if watts is None or watts.value is None:
-        watts = Figure(hardware.watts, hardware.known if hardware.watts is not None else "none", hardware.source)
+        watts = Figure(hardware.watts, hardware.known if hardware.watts is not None else "none")
     if watts.value is None:
         return Figure(None, "none", f"{hardware.name}: its power is unknown")
-    order: tuple[Known, ...] = ("measured", "declared", "assumed", "none")
-    worst: Known = order[max(order.index(hardware.known), order.index(watts.known))]
     power = power_usd_per_hour(hardware, watts.value)
     return Figure(
         capital_usd_per_hour(hardware) + power + hardware.ops_usd_per_year / HOURS_A_YEAR,
-        worst,
-        f"{hardware.name} of {hardware.date}; power {watts.known}",
+        worst(hardware.known, watts.known),
+        f"{hardware.name} of {hardware.date}; power {watts.known}" + (f", {watts.source}" if watts.source else ""),
+    )
+
+
+@dataclass(frozen=True)
+class Hour:
+    """The terms of C_h in US dollars and their sum `total`; `capital_recovery` is the share of the price a year pays back."""
+
+    capital_recovery: float
+    capital_usd: float
+    power_usd: float | None
+    ops_usd: float
+    total: Figure
+
+
+def hour(hardware: Hardware, watts: float | None, total: Figure) -> Hour:
+    """C_h in its terms, with these watts (None: the profile's)."""
+    drawn = hardware.watts if watts is None else watts
+    return Hour(
+        capital_recovery(hardware.interest, hardware.years),
+        capital_usd_per_hour(hardware),
+        None if drawn is None else power_usd_per_hour(hardware, drawn),
+        hardware.ops_usd_per_year / HOURS_A_YEAR,
+        total,
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from sqlalchemy import Engine, Row, Table, select
+from sqlalchemy import Engine, Row, Table, func, select
 
 from .schema import attempts, egress, outcomes, requests
 
@@ -117,6 +117,12 @@ def _rows(engine: Engine, since: float) -> Iterable[Row[Any]]:
     )
     with engine.connect() as connection:
         yield from connection.execution_options(stream_results=True).execute(query)
+
+
+def began(engine: Engine) -> float | None:
+    """When the first request came, in seconds since the epoch; None: none did."""
+    with engine.connect() as connection:
+        return connection.execute(select(func.min(requests.c.ts))).scalar()
 
 
 def request(engine: Engine, request_id: str) -> dict[str, Any] | None:

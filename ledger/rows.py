@@ -6,8 +6,18 @@ table per row class with the same column names.
 
 from __future__ import annotations
 
+import os
+import random
 from dataclasses import dataclass, field
 from typing import Any
+
+_random = random.Random()  # seeded by the system
+os.register_at_fork(after_in_child=_random.seed)
+
+
+def new_id() -> str:
+    """128 random bits in hexadecimal. Unique, no secret: uuid4 asks the system for each, which costs more than the row."""
+    return f"{_random.getrandbits(128):032x}"
 
 
 @dataclass(frozen=True)
@@ -36,9 +46,10 @@ class RequestRow:
 class AttemptRow:
     """One backend's try at a request, `n` counting from 0. What is None is not known; it is never taken as 0.
 
-    `retail_usd` is what a supplier's list price makes of it; `device_seconds` its share of the engine's steps, `energy_joules`
-    and `internal_usd` what that share took of the machine's energy and cost. The digests (sha256, hexadecimal) and the seed are
-    what an answer is replayed with; `tokens_digest` is of the prompt's and the answer's token ids together.
+    `retail_usd` is what a supplier's list price makes of it; `device_seconds` its share of the engine's steps, `input_seconds`
+    the part of that which computed its prompt, `energy_joules` and `internal_usd` what that share took of the machine's energy
+    and cost, each with how it is known (`*_known`: measured, declared or assumed). The digests (sha256, hexadecimal) and the
+    seed are what an answer is replayed with; `tokens_digest` is of the prompt's and the answer's token ids together.
     """
 
     id: str
@@ -67,6 +78,9 @@ class AttemptRow:
     seed: int | None = None
     tokens_digest: str | None = None
     cache_write_tokens: int = 0
+    input_seconds: float | None = None
+    energy_known: str | None = None
+    internal_known: str | None = None
 
 
 @dataclass(frozen=True)
@@ -117,4 +131,25 @@ class TextRow:
     answers: list[dict[str, Any]] | None = None
 
 
-Row = RequestRow | AttemptRow | OutcomeRow | EgressRow | TextRow
+@dataclass(frozen=True)
+class EnergyRow:
+    """What the machine drew in `seconds` from `ts` on, `busy_s` of which the engines worked; `joules` None: nobody knows.
+
+    `idle_s` and `idle_joules` are of the stretches in it that were surely at rest. `power_valid` False: `reason` says why the
+    figure is not to be relied on.
+    """
+
+    id: str
+    ts: float
+    seconds: float
+    busy_s: float
+    joules: float | None = None
+    idle_s: float = 0.0
+    idle_joules: float | None = None
+    known: str = "none"  # measured | declared | assumed | none
+    source: str = ""
+    power_valid: bool = False
+    reason: str = ""
+
+
+Row = RequestRow | AttemptRow | OutcomeRow | EgressRow | TextRow | EnergyRow

@@ -5,16 +5,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from json import dumps
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Boolean, Column, Executable, Float, Index, Integer, MetaData, String, Table, false
+from sqlalchemy import JSON, BigInteger, Boolean, Column, Float, Index, Integer, MetaData, String, Table, false
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
+from sqlalchemy.engine import Dialect
+from sqlalchemy.sql.dml import Insert
 
-from .rows import AttemptRow, EgressRow, OutcomeRow, RequestRow, Row, TextRow
+from .rows import AttemptRow, EgressRow, EnergyRow, OutcomeRow, RequestRow, Row, TextRow, new_id
 
-HEAD = 4
+HEAD = 5
 
 metadata = MetaData()
 
@@ -70,6 +74,9 @@ attempts = Table(
     Column("seed", Count),
     Column("tokens_digest", String),
     Column("cache_write_tokens", Count, nullable=False, server_default="0"),
+    Column("input_seconds", Float),
+    Column("energy_known", String),
+    Column("internal_known", String),
 )
 
 texts = Table(
@@ -156,32 +163,75 @@ reservations = Table(
     Column("windows", JSON, nullable=False),  # [[budget id, start], ...]
 )
 
+energy = Table(
+    "energy",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("ts", Float, nullable=False, index=True),
+    Column("seconds", Float, nullable=False),
+    Column("busy_s", Float, nullable=False),
+    Column("joules", Float),
+    Column("idle_s", Float, nullable=False),
+    Column("idle_joules", Float),
+    Column("known", String, nullable=False),  # measured | declared | assumed | none
+    Column("source", String, nullable=False),
+    Column("power_valid", Boolean, nullable=False),
+    Column("reason", String, nullable=False),
+)
+
 TABLES: dict[type[Row], Table] = {RequestRow: requests, AttemptRow: attempts, OutcomeRow: outcomes, EgressRow: egress}
-TABLES[TextRow] = texts
-NAMES = {kind: tuple(f.name for f in dataclasses.fields(kind)) for kind in TABLES}
+TABLES |= {TextRow: texts, EnergyRow: energy}
+TEXTS = {kind: tuple(c.name for c in table.columns if isinstance(c.type, String)) for kind, table in TABLES.items()}
 
 
 def values(row: Row) -> dict[str, Any]:
     """The row as column values, with text that UTF-8 or PostgreSQL cannot hold made harmless."""
-    out = {name: _clean(getattr(row, name)) for name in NAMES[type(row)]}
+    out = dict(vars(row))
+    for name in TEXTS[type(row)]:
+        text = out.get(name)
+        if text and (not text.isascii() or "\0" in text):
+            out[name] = text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
     if isinstance(row, OutcomeRow):
-        out["id"] = uuid.uuid4().hex
+        out["id"] = new_id()
     return out
 
 
-def _clean(value: Any) -> Any:
-    if not isinstance(value, str) or (value.isascii() and "\0" not in value):
-        return value
-    return value.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
-
-
-def upsert(table: Table, dialect: str) -> Executable:
+def upsert(table: Table, dialect: str) -> Insert:
     """Insert, or replace the row of the same id: a retried or finished row is never doubled."""
     statement = (postgresql.insert if dialect == "postgresql" else sqlite.insert)(table)
     changed = {c.name: statement.excluded[c.name] for c in table.columns if not c.primary_key}
     return statement.on_conflict_do_update(index_elements=["id"], set_=changed)
 
 
-UPSERTS: dict[str, dict[Table, Executable]] = {
-    dialect: {table: upsert(table, dialect) for table in TABLES.values()} for dialect in ("sqlite", "postgresql")
+@dataclass(frozen=True)
+class Upsert:
+    """`upsert` as its driver takes it: SQLAlchemy's own way from rows to parameters costs more than SQLite's work on them.
+
+    `order` is that of the parameters, None where they go by name; `json` are the columns that are written as text.
+    """
+
+    sql: str
+    order: tuple[str, ...] | None
+    json: tuple[str, ...]
+
+    def parameters(self, rows: Iterable[dict[str, Any]]) -> list[Any]:
+        """The rows' `values` for the driver's executemany."""
+        if self.json:
+            rows = [row | {name: _json(row[name]) for name in self.json} for row in rows]
+        return [tuple(row[name] for name in self.order) for row in rows] if self.order else list(rows)
+
+
+def _json(value: Any) -> str | None:
+    return None if value is None else dumps(value)
+
+
+def _compiled(table: Table, dialect: Dialect) -> Upsert:
+    made = upsert(table, dialect.name).compile(dialect=dialect)
+    order = tuple(made.positiontup) if made.positiontup else None
+    return Upsert(str(made), order, tuple(c.name for c in table.columns if isinstance(c.type, JSON)))
+
+
+UPSERTS: dict[str, dict[Table, Upsert]] = {
+    dialect.name: {table: _compiled(table, dialect) for table in TABLES.values()}
+    for dialect in (sqlite.dialect(), PGDialect_psycopg())
 }

@@ -70,11 +70,13 @@ def task(row: TrainingRow, usd_per_hour: float | None, group: str) -> Task:
 
 
 def _usd(attempt: dict[str, object], usd_per_hour: float | None) -> float | None:
-    for name in ("retail_usd", "internal_usd"):
-        if isinstance(known := attempt[name], float):
-            return known
-    seconds = attempt["device_seconds"]
-    return request_usd(seconds, usd_per_hour) if isinstance(seconds, float) and usd_per_hour is not None else None
+    """A supplier's price; else device time at the C_h given, or, where none is, at the one of its day."""
+    retail, seconds, internal = attempt["retail_usd"], attempt["device_seconds"], attempt["internal_usd"]
+    if isinstance(retail, float):
+        return retail
+    if isinstance(seconds, float) and usd_per_hour is not None:
+        return request_usd(seconds, usd_per_hour)
+    return internal if isinstance(internal, float) else None
 
 
 def per_accepted(tasks: Iterable[Task], seed: int = 0) -> list[PerAccepted]:

@@ -7,12 +7,12 @@ waiter hears of it; if that fails the waiter hears that instead and the row is d
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +29,7 @@ BATCH_S = 0.05  # half of the 100 ms that a kill may cost; the other half is for
 BATCH_ROWS = 500
 RETRY_S = 0.5
 CHORE_S = 600.0
+GATHER_S = 0.008  # while several wait at a time, a commit waits so long for more: a sync for each is the dearest thing here
 
 
 class LedgerError(Unavailable):
@@ -37,13 +38,23 @@ class LedgerError(Unavailable):
     default_code = "ledger_unavailable"
 
 
+@dataclass(slots=True, eq=False)
+class Waiter:
+    """Somebody in an event loop who waits until a row is on the disk."""
+
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[None]
+    told: bool = False
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Entry:
     number: int  # counts from 1 in the order of arrival, which is the order of writing
     table: Table
     values: dict[str, Any]
-    due: float  # monotonic seconds
-    waiter: Future[None] | None
+    at: float  # monotonic seconds of its arrival
+    due: float  # likewise, of its writing
+    waiter: Waiter | None
 
 
 class Writer:
@@ -58,6 +69,7 @@ class Writer:
         self._in_flight: list[_Entry] = []
         self._numbered = 0
         self._urgent = False  # somebody waits: take all that is queued, now
+        self._not_before = 0.0  # monotonic seconds; when those who wait are next served, if several do
         self._changed = threading.Condition()
         self._close_by: float | None = None  # monotonic seconds; None: open
         self.failure = ""  # why the last commit failed; "" after one that did not
@@ -65,7 +77,7 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
         self._thread.start()
 
-    def put(self, row: Row, waiter: Future[None] | None = None) -> None:
+    def put(self, row: Row, waiter: Waiter | None = None) -> None:
         """Queue `row`; never blocks on the disk. Raises LedgerError when closed or when too much is waiting already."""
         # A request that starts is turned away first: what is running must still be able to write down how it ended.
         starts = isinstance(row, RequestRow) and row.finished_ts is None
@@ -76,7 +88,8 @@ class Writer:
             if len(self._queue) >= self._capacity * (1 if starts else 2):
                 raise LedgerError(f"The ledger cannot keep up: {len(self._queue)} rows wait. {self.failure}".rstrip())
             self._numbered += 1
-            self._queue.append(_Entry(self._numbered, TABLES[type(row)], content, time.monotonic() + BATCH_S, waiter))
+            now = time.monotonic()
+            self._queue.append(_Entry(self._numbered, TABLES[type(row)], content, now, now + BATCH_S, waiter))
             self._urgent = self._urgent or waiter is not None
             if waiter or len(self._queue) in (1, BATCH_ROWS):
                 self._changed.notify_all()
@@ -86,6 +99,13 @@ class Writer:
         """Rows that are not committed yet."""
         with self._changed:
             return len(self._queue) + len(self._in_flight)
+
+    @property
+    def lag_s(self) -> float:
+        """How long the oldest row that is not committed yet has waited; 0: none does."""
+        with self._changed:
+            first = next(iter(self._in_flight or self._queue), None)
+            return time.monotonic() - first.at if first else 0.0
 
     def flush(self, timeout_s: float) -> None:
         """Return when every row put so far is committed. Raises LedgerError when that takes longer."""
@@ -156,6 +176,8 @@ class Writer:
                 return True
             n = len(self._queue) if self._urgent else min(len(self._queue), BATCH_ROWS)
             self._in_flight = [self._queue.popleft() for _ in range(n)]
+            crowd = self._urgent and sum(entry.waiter is not None for entry in self._in_flight) > 1
+            self._not_before = time.monotonic() + GATHER_S if crowd else 0.0
             self._urgent = False
             return True
 
@@ -165,6 +187,8 @@ class Writer:
             return 0
         if not self._queue:
             return None if self._chore is None or self._close_by is not None else self._chore_due - time.monotonic()
+        if self._urgent and self._not_before and self._close_by is None:
+            return max(0.0, self._not_before - time.monotonic())
         if self._urgent or (len(self._queue) >= BATCH_ROWS and not self.failure):
             return 0
         return max(0.0, self._queue[0].due - time.monotonic())
@@ -199,8 +223,7 @@ class Writer:
                 connection.rollback()
                 self.rejected += 1
                 log.error("a row of %s cannot be written: %s", entry.table.name, _line(error))
-                if entry.waiter:
-                    entry.waiter.set_exception(LedgerError(f"The ledger does not take this row: {_line(error)}"))
+                _tell([entry], LedgerError(f"The ledger does not take this row: {_line(error)}"))
 
     def _succeeded(self) -> None:
         with self._changed:
@@ -209,9 +232,7 @@ class Writer:
             self.failure = ""
             done, self._in_flight = self._in_flight, []
             self._changed.notify_all()
-        for entry in done:
-            if entry.waiter and not entry.waiter.done():
-                entry.waiter.set_result(None)
+        _tell(done, None)
 
     def _failed(self, error: Exception) -> None:
         """Keep the rows, in their order, for another try; tell those who wait."""
@@ -223,16 +244,38 @@ class Writer:
             failed, self._in_flight = self._in_flight, []
             self._queue.extendleft(replace(entry, due=retry) for entry in reversed(failed) if not entry.waiter)
             self._changed.notify_all()
-        for entry in failed:
-            if entry.waiter and not entry.waiter.done():
-                entry.waiter.set_exception(LedgerError(f"The ledger cannot be written: {self.failure}"))
+        _tell(failed, LedgerError(f"The ledger cannot be written: {self.failure}"))
+
+
+def _tell(entries: Iterable[_Entry], error: LedgerError | None) -> None:
+    """Tell those who wait, once; each event loop is woken once for all of its own, since that takes a system call."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+    for entry in entries:
+        if entry.waiter is not None and not entry.waiter.told:
+            entry.waiter.told = True
+            by_loop.setdefault(entry.waiter.loop, []).append(entry.waiter.future)
+    for loop, futures in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_settle, futures, error)
+        except RuntimeError:
+            log.debug("nobody waits any more: the event loop is closed")
+
+
+def _settle(futures: Iterable[asyncio.Future[None]], error: LedgerError | None) -> None:
+    for future in futures:
+        if future.done():  # who waited has gone
+            continue
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(LedgerError(error.message))  # one each: a traceback belongs to one raiser
 
 
 def _write(connection: Connection, batch: Sequence[_Entry]) -> None:
     """One transaction. Of rows with one id only the last is written: a finish that comes with its start replaces it here."""
-    for table, statement in UPSERTS[connection.dialect.name].items():
+    for table, upsert in UPSERTS[connection.dialect.name].items():
         if rows := {entry.values["id"]: entry.values for entry in batch if entry.table is table}:
-            connection.execute(statement, list(rows.values()))
+            connection.exec_driver_sql(upsert.sql, upsert.parameters(rows.values()))
     connection.commit()
 
 

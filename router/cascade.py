@@ -5,7 +5,6 @@ without streams at once. After the first word nothing is tried again: what break
 """
 
 import time
-import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +12,7 @@ from typing import Any
 
 from ..ledger.ledger import Ledger
 from ..ledger.purse import Hold
-from ..ledger.rows import AttemptRow, OutcomeRow, TextRow
+from ..ledger.rows import AttemptRow, OutcomeRow, TextRow, new_id
 from ..wire import egress, neutral
 from ..wire.backend import Backend
 from ..wire.chat import (
@@ -57,7 +56,7 @@ class Attempt:
         self._hold = hold
         self.place, self.role, self._ledger, self._clock = place, role, ledger, time.monotonic()
         backend = place.rung.supplier or "local"
-        self.row = AttemptRow(uuid.uuid4().hex, request_id, n, backend, model, started_ts=time.time(), role=role)
+        self.row = AttemptRow(new_id(), request_id, n, backend, model, started_ts=time.time(), role=role)
         self.events: list[Event] = []
         self.finishes: dict[int, Finish] = {}
         self.failure: Failure | None = None
@@ -94,7 +93,7 @@ class Attempt:
             return False
         paid = None if failure.unanswered or not self.place.price_provider else 0.0
         lost = {"duration_s": time.monotonic() - self._clock, "retail_usd": paid, "error": failure.code}
-        self._ledger.add(replace(self.row, id=uuid.uuid4().hex, **lost))
+        self._ledger.add(self._ledger.ended(replace(self.row, id=new_id(), **lost)))
         self.tries, self._clock = self.tries + 1, time.monotonic()
         self.row = replace(self.row, n=self.row.n + 1, started_ts=time.time())
         self._ledger.add(self.row)
@@ -131,11 +130,13 @@ class Attempt:
             device_seconds=usage.device_seconds,
             **_digests(usage.receipt),
             cache_write_tokens=usage.cache_write_tokens,
+            input_seconds=usage.input_seconds,
             finish_reason=self.finishes[0].reason if 0 in self.finishes else None,
             accepted=accepted,
             retail_usd=self._price(),
             error=error or (self.failure.code if self.failure else None),
         )
+        self.row = self._ledger.ended(self.row)
         if self._hold:
             self._hold.settle(self.row.retail_usd)
         self._ledger.add(self.row)

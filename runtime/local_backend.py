@@ -232,12 +232,23 @@ async def _events(
     streams: list[GenerationStream], parsers: Sequence[AnswerParser | None], prompt: Sequence[int], paper: Receipt
 ) -> AsyncGenerator[Event, None]:
     """The outputs of all choices as events, Usage with the first token and before the last Finish."""
-    left, spoken, seconds, signals = len(streams), 0, 0.0, None
+    left, spoken, seconds, prompt_s, signals = len(streams), 0, 0.0, 0.0, None
     ids: list[list[int]] = [[] for _ in streams]
+
+    def usage(thought: int = 0) -> Usage:
+        tokens = (first.prompt_tokens, spoken, first.cached_tokens, thought)
+        paid = {"device_seconds": round(seconds, 9), "input_seconds": round(prompt_s, 9)}
+        whole = replace(paper, tokens=tuple(map(tuple, ids)), tokens_digest=tokens_digest(prompt, ids))
+        return replace(Usage(*tokens), **paid, signals=signals, receipt=whole)
+
     first = TokenOutput()
     async with aclosing(_merged(streams)) as outputs:
         async for index, output in outputs:
+            seconds += output.device_seconds or 0.0
+            prompt_s += output.input_seconds or 0.0
             if output.failure is not None:
+                if spoken:  # what was done until then has its price; before the first word another place may still take it
+                    yield usage()
                 yield output.failure
                 return
             if not spoken:
@@ -245,7 +256,6 @@ async def _events(
                 yield Usage(first.prompt_tokens, 0, first.cached_tokens, receipt=paper)
             spoken += len(output.token_ids)
             ids[index] += output.token_ids
-            seconds += output.device_seconds or 0.0
             finish, parser = output.finish, parsers[index]
             if parser is None:
                 yield TextDelta(output.text, index, len(output.token_ids), output.logprobs)
@@ -258,17 +268,7 @@ async def _events(
             if finish is not None:
                 left -= 1
                 if not left:
-                    thought = sum(p.reasoning_tokens for p in parsers if p)
-                    whole = replace(paper, tokens=tuple(map(tuple, ids)), tokens_digest=tokens_digest(prompt, ids))
-                    yield Usage(
-                        first.prompt_tokens,
-                        spoken,
-                        first.cached_tokens,
-                        thought,
-                        device_seconds=round(seconds, 9),
-                        signals=signals,
-                        receipt=whole,
-                    )
+                    yield usage(sum(p.reasoning_tokens for p in parsers if p))
                 yield Finish(finish, index, output.matched_stop)
 
 

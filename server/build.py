@@ -1,13 +1,16 @@
 """The rooms put together: ledger, door, engine, suppliers and router, each handed what it may not import."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 from ..harness.job import load_jobs
+from ..ledger import machine_cost, meters
+from ..ledger.energy import Sampler
 from ..ledger.ledger import Ledger, default_url
+from ..ledger.machine import Machine, never_falling
 from ..ledger.purse import Purse
 from ..ledger.rows import EgressRow
 from ..router import Policy, Router
@@ -16,6 +19,7 @@ from ..router.placement import parse_rules
 from ..router.prompt_encoder import TextEncoder
 from ..router.sandbox import Permissions
 from ..router.suppliers.profile import SupplierProfile, load_profiles
+from ..router.suppliers.resilience import Resilient
 from ..runtime.catalogue import catalogue
 from ..runtime.embedder import Embedder
 from ..runtime.engine import Engine, EngineConfig
@@ -29,8 +33,9 @@ from ..wire.backend import Backend
 from ..wire.client import HttpBackend
 from ..wire.egress import Egress, EgressRecord
 from ..wire.errors import ModelFileError
+from . import tracing
 from .keyring import Keyring
-from .services import Services
+from .services import Services, nothing_to_close
 from .settings import EngineSettings, Settings
 
 EMBEDDER = "all-minilm-l6-v2"  # of prompts, for a predictor that reads vectors
@@ -51,8 +56,10 @@ async def build_services(settings: Settings, files: Sequence[tuple[str, Path]]) 
     when they are asked for. Raises BaseloadError, in one line."""
     profiles = load_profiles(CONFIGS / "suppliers", settings.suppliers)
     allowed = frozenset(settings.router.allowed_suppliers)
+    hardware = machine_cost.profile(settings.hardware.profile)
     ledger = Ledger.open(
         settings.ledger.url or default_url(),
+        required=settings.ledger.required,
         keep_text=settings.ledger.keep_text,
         keep_text_days=settings.ledger.keep_text_days,
     )
@@ -66,22 +73,31 @@ async def build_services(settings: Settings, files: Sequence[tuple[str, Path]]) 
     remote: dict[str, tuple[SupplierProfile, Backend]] = {}
     clients: list[HttpBackend] = []
     routers: list[Router] = []
+    stop_tracing = nothing_to_close
+    busy = never_falling(lambda: [(id(engine), engine.stats().device_seconds) for engine in shelf.loaded.values()])
+    sampler = Sampler(meters.find(), hardware, busy, ledger.add)
+    ledger.machine = Machine(hardware, sampler)
 
     async def close() -> None:
         for router in routers:
             await router.close()
+        await asyncio.to_thread(sampler.close)
         await shelf.close()
         for backend in (*local, *embedders.values()):
             backend.close()
         loader.close()
         for client in clients:
             await client.close()
+        await stop_tracing()
         await asyncio.to_thread(keyring.close)
         await asyncio.to_thread(purse.close)
         await asyncio.to_thread(ledger.close)
 
     try:
-        egress = door(settings, ledger, [p.host for p in profiles.values() if p.name in allowed])
+        hosts = [p.host for p in profiles.values() if p.name in allowed]
+        egress = door(settings, ledger, [*hosts, *tracing.host(settings.telemetry)])
+        if (spans := tracing.begin(settings.telemetry, egress)) is not None:
+            ledger.watch, stop_tracing = spans.saw, spans.close
         chat = [(name, path) for name, path in files if not is_encoder(path)]
         if not chat:
             raise ModelFileError("none of the models answers chats: give one with --model first")
@@ -106,11 +122,20 @@ async def build_services(settings: Settings, files: Sequence[tuple[str, Path]]) 
         router = Router(local, remote, policy_of(settings), ledger, partial(_waiting, shelf), forecaster, purse)
         routers.append(router)
         jobs = load_jobs([CONFIGS / "jobs", default_root() / "jobs"])
+        sampler.start()
     except BaseException:
         await close()
         raise
+    breakers = partial(_breakers, {name: backend for name, (_, backend) in remote.items()})
+    books = {"accounts": ledger.accounts, "breakers": breakers}
     learns = {"audited": forecaster.look_at_audits, "drifts": lambda: forecaster.drifts}
-    return Services(router, ledger, lambda: shelf.loaded, embedders | pooled, jobs, close, keyring, **learns)
+    return Services(router, ledger, lambda: shelf.loaded, embedders | pooled, jobs, close, keyring, **learns, **books)
+
+
+def _breakers(remote: Mapping[str, Backend]) -> dict[tuple[str, str], bool]:
+    """(supplier, model) -> whether it is left alone for now."""
+    guarded = ((name, backend) for name, backend in remote.items() if isinstance(backend, Resilient))
+    return {(name, model): is_open for name, backend in guarded for model, is_open in backend.breakers().items()}
 
 
 def _waiting(shelf: Shelf[Engine]) -> int:

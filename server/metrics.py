@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from ..wire.chat import Event, Failure, Finish, ReasoningDelta, TextDelta, ToolCallDelta, Usage
+from .metrics_accounts import AccountsCollector
 from .services import Life
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -89,6 +90,7 @@ class Metrics:
     def __init__(self, life: Life) -> None:
         self.registry = registry = CollectorRegistry()
         registry.register(_EngineCollector(life))
+        registry.register(AccountsCollector(life))
         model = ("model_name",)
         self.ttft = Histogram(
             "vllm:time_to_first_token_seconds", "Arrival to first token.", model, buckets=SECONDS, registry=registry

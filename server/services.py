@@ -99,6 +99,8 @@ class Services:
     keyring: Keyring | None = None  # None: there are no virtual keys
     audited: Callable[[], None] = nobody_learns  # an audit has been written down; blocks
     drifts: Callable[[], Mapping[str, Any]] = dict  # of the predictors, by name: calibrate.Drift
+    accounts: Callable[[], Any] | None = None  # ledger.accounts.Accounts; may block on the disk
+    breakers: Callable[[], Mapping[tuple[str, str], bool]] = dict  # (supplier, model) -> open
 
 
 class Life:

@@ -108,6 +108,20 @@ class LedgerSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class HardwareSettings:
+    """[hardware]: what this machine costs."""
+
+    profile: str = ""  # a name in configs/hardware or a TOML file; empty: local work has no price
+
+
+@dataclass(frozen=True, slots=True)
+class TelemetrySettings:
+    """[telemetry]: OpenTelemetry spans, of no word of a text; nothing is sent unless an endpoint is set."""
+
+    otlp_endpoint: str = ""  # http://HOST:PORT of a collector; empty: $OTEL_EXPORTER_OTLP_ENDPOINT, or nowhere
+
+
+@dataclass(frozen=True, slots=True)
 class LogSettings:
     """[log]: what is told on stderr."""
 
@@ -125,6 +139,8 @@ class Settings:
     router: RouterSettings = RouterSettings()
     ledger: LedgerSettings = LedgerSettings()
     log: LogSettings = LogSettings()
+    hardware: HardwareSettings = HardwareSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
     suppliers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     data_classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     rules: tuple[Mapping[str, Any], ...] = ()
@@ -138,6 +154,8 @@ SECTIONS = {
     "router": RouterSettings,
     "ledger": LedgerSettings,
     "log": LogSettings,
+    "hardware": HardwareSettings,
+    "telemetry": TelemetrySettings,
 }
 SHORT = {
     "BASELOAD_HOST": "server.host",
@@ -146,6 +164,7 @@ SHORT = {
     "BASELOAD_AIR_GAP": "router.air_gap",
     "BASELOAD_LEDGER": "ledger.url",
     "BASELOAD_LOG_LEVEL": "log.level",
+    "BASELOAD_HARDWARE": "hardware.profile",
 }
 
 

@@ -259,6 +259,7 @@ class Usage:
     device_seconds: float | None = field(default=None, compare=False)
     signals: Mapping[str, float] | None = field(default=None, compare=False)  # how sure the model was, where that was asked
     receipt: Receipt | None = field(default=None, compare=False)  # likewise
+    input_seconds: float | None = field(default=None, compare=False)  # of device_seconds, what computed the prompt
 
 
 @dataclass(frozen=True, slots=True)

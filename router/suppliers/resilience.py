@@ -96,6 +96,10 @@ class Resilient:
         """The breaker of one of its models: that one is overloaded or gone says nothing of another."""
         return self._breakers.setdefault(model, Breaker(self._clock))
 
+    def breakers(self) -> dict[str, bool]:
+        """Model -> whether it is left alone for now."""
+        return {model: breaker.open_until is not None for model, breaker in list(self._breakers.items())}
+
     @property
     def models(self) -> tuple[ModelInfo, ...]:
         """The backend's."""

@@ -261,4 +261,5 @@ class EngineCore:
 def _load(sequence: Sequence, n: int) -> Load:
     """A token that follows a sampled one is a decode; all else, guesses on trial too, is computed like a prompt."""
     decode = int(n == sequence.missing and sequence.n_output > 0)
-    return Load(sequence.request.id, n - decode + len(sequence.guessed), decode)
+    guessed = len(sequence.guessed)
+    return Load(sequence.request.id, n - decode + guessed, decode, guessed)

@@ -294,7 +294,7 @@ class Engine:
         outputs = me.core.step()
         me.last_step = self._clock()
         me.cost.add(me.core.loads, me.last_step - began)
-        self._deliver(me, [(id, replace(o, device_seconds=me.cost.end(id)) if o.is_last else o) for id, o in outputs])
+        self._deliver(me, [(id, _billed(o, me.cost.end(id)) if o.is_last else o) for id, o in outputs])
 
     def _deliver(self, me: _Generation, outputs: Outputs) -> None:
         """Wake each event loop once, with all that this step brought its streams."""
@@ -358,6 +358,10 @@ _COUNTERS = (
 
 def _counters(core: EngineCore) -> dict[str, int]:
     return {name: getattr(core.scheduler if name == "preemptions" else core, name) for name in _COUNTERS}
+
+
+def _billed(output: TokenOutput, spent: tuple[float, float]) -> TokenOutput:
+    return replace(output, device_seconds=spent[0], input_seconds=spent[1])
 
 
 def _put(loop: asyncio.AbstractEventLoop, batch: list[tuple[GenerationStream, TokenOutput]]) -> None:

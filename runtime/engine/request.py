@@ -45,6 +45,7 @@ class TokenOutput:
     margins: tuple[float, float] | None = None  # of the last output, where asked for: all tokens' mean and least
     device_seconds: float | None = None  # of the last output: the sequence's share of all its steps
     state: NDArray[np.float32] | None = field(default=None, compare=False)  # [hidden], where the request wanted it
+    input_seconds: float | None = None  # of them, what computed the prompt
 
     @property
     def is_last(self) -> bool:

@@ -4,7 +4,8 @@
 
 (the additive split of an engine's step log; a, b, c in seconds, none negative). A request's share of a step is in proportion
 to its a and b terms and its part, by tokens, of c; the shares are scaled to the step's measured time, so that they add up to it
-exactly whatever the model thinks, and a step of one request is all its own.
+exactly whatever the model thinks, and a step of one request is all its own. Of each share the part that computed the prompt is
+told apart from the rest, so that what goes in and what comes out have prices of their own that add up.
 """
 
 from collections.abc import Sequence as Seq
@@ -20,21 +21,23 @@ MIN_STEPS = 32  # before that, tokens count alike
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """One request's part of a step: tokens of prompts and guesses computed, and tokens sampled that follow others."""
+    """One request's part of a step: tokens of prompts and guesses computed, and tokens sampled that follow others; `guessed` is
+    how many of the first are guesses, whose time is the answer's."""
 
     request_id: str
     prefill: int
     decode: int
+    guessed: int = 0
 
 
 class StepCost:
-    """Bounded memory: the normal equations of the fit (4 x 4 numbers), and one number for each live request."""
+    """Bounded memory: the normal equations of the fit (4 x 4 numbers), and two numbers for each live request."""
 
     def __init__(self) -> None:
         self._moments = np.zeros((4, 4))  # of (prefill, decode, 1, seconds), decayed
         self._steps = 0
         self.coefficients = (1.0, 1.0, 0.0)  # a, b, c; only their ratio counts until they are fitted
-        self._seconds: dict[str, float] = {}
+        self._seconds: dict[str, tuple[float, float]] = {}  # all, and for the prompt
         self.total_s = 0.0  # of all steps
 
     def add(self, loads: Seq[Load], seconds: float) -> None:
@@ -50,11 +53,14 @@ class StepCost:
         scale = sum(weights)
         for load, weight in zip(loads, weights, strict=True):
             part = weight / scale if scale else (load.prefill + load.decode) / (prefill + decode)
-            self._seconds[load.request_id] = self._seconds.get(load.request_id, 0.0) + seconds * part
+            own = (a + each_c) * (load.prefill - load.guessed) / weight if weight else float(load.decode == 0)
+            spent, prompt = self._seconds.get(load.request_id, (0.0, 0.0))
+            self._seconds[load.request_id] = spent + seconds * part, prompt + seconds * part * own
 
-    def end(self, request_id: str) -> float:
-        """The request's device-seconds in all; it is forgotten. 0 for one that never was in a step."""
-        return self._seconds.pop(request_id, 0.0)
+    def end(self, request_id: str) -> tuple[float, float]:
+        """The request's device-seconds in all, and those of them that computed its prompt; it is forgotten. Zeros for one that
+        never was in a step."""
+        return self._seconds.pop(request_id, (0.0, 0.0))
 
     def _learn(self, prefill: int, decode: int, seconds: float) -> None:
         x = np.array((prefill, decode, 1.0, seconds))

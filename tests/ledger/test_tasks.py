@@ -26,6 +26,11 @@ def test_a_rejected_answer_cost_something_and_counts_for_nothing():
     assert (task(row, None, "").usd, task(row, None, "").accepted) == (0.5, False)
 
 
+def test_a_profile_that_is_given_prices_anew_what_had_the_price_of_its_day():
+    row = TrainingRow("r", 1.0, None, None, None, "auto", {}, (attempt("a", device_seconds=36.0, internal_usd=0.5),))
+    assert (task(row, 1.0, "").usd, task(row, None, "").usd) == (pytest.approx(0.01), 0.5)
+
+
 def test_one_unpriced_task_leaves_its_group_unpriced():
     (found,) = per_accepted([Task("r", "g", 1.0, None, True), Task("s", "g", None, None, True)])
     assert (found.usd, found.note, found.unpriced) == (None, "unpriced", 1)

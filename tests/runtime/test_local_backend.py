@@ -283,6 +283,24 @@ async def test_a_failure_of_one_choice_ends_the_whole_answer():
         assert len(text(await answer(h.backend, chat()))) == 5
 
 
+async def test_what_an_answer_took_is_told_even_if_it_breaks():
+    steps: list[object] = []
+
+    def fail(batch: object) -> None:
+        steps.append(batch)
+        if len(steps) == 3:
+            raise RuntimeError("device lost")
+
+    async with house(runner=FakeRunner(before_run=fail)) as h:
+        events = await answer(h.backend, chat())
+        usage, good = events[-2], (await answer(h.backend, chat()))[-2]
+    assert kinds(events) == ["Usage", "TextDelta", "TextDelta", "Usage", "Failure"]
+    for told in (usage, good):
+        assert isinstance(told, Usage) and told.device_seconds is not None and told.input_seconds is not None
+        assert 0 < told.input_seconds < told.device_seconds
+    assert usage == Usage(5, 2)
+
+
 # ------------------------------------------------------------------------------------------- leaving early
 
 
