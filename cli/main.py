@@ -25,6 +25,7 @@ COMMANDS = {
     "route": "Show what the router has learned and why a request ran where it ran.",
     "config": "Show the settings and where each comes from.",
     "doctor": "Check this machine, or one model file.",
+    "deploy": "Run replicas on a cluster.",
     "bench": "Measure a server.",
 }
 

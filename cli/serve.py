@@ -16,6 +16,7 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port to bind.")] = None,
     model: Annotated[list[str] | None, typer.Option(help="Model name or file to serve; may be given again.")] = None,
     air_gap: Annotated[bool, typer.Option("--air-gap", help="Nothing leaves this machine.")] = False,
+    engine: Annotated[str | None, typer.Option(help="What computes: baseload, or vllm in an environment of its own.")] = None,
 ) -> None:
     """Serve a local model over OpenAI's API, with `auto` routing to suppliers."""
     from ..server.run import run
@@ -27,10 +28,16 @@ def serve(
         "server.port": port,
         "models.serve": tuple(model) if model else None,
         "router.air_gap": air_gap or None,
+        "models.engine": engine,
     }
-    settings, _ = load(config, {key: value for key, value in given.items() if value is not None})
+    settings, origins = load(config, {key: value for key, value in given.items() if value is not None})
     check_bind(settings.server)  # before a pull, which can take minutes
-    files = [(name_of(name), fetched(name, config, settings.router.air_gap)) for name in settings.models.serve]
+    # A front for other servers loads no model of its own unless it is told to.
+    serve = () if settings.replicas and origins["models.serve"] == "default" else settings.models.serve
+    if settings.models.engine == "vllm":
+        files = [(name_of(name), Path(name)) for name in serve]  # a folder, or a name in the hub's cache: vLLM looks
+    else:
+        files = [(name_of(name), fetched(name, config, settings.router.air_gap)) for name in serve]
 
     async def services():
         from ..server.build import build_services

@@ -13,8 +13,9 @@ from starlette.responses import Response
 from ..wire.errors import BadRequest, NotFound
 from .callers import caller
 from .metrics import CONTENT_TYPE
+from .pool_metrics import merged
 from .replies import json_reply, retry_header
-from .services import Life
+from .services import Life, Pool
 
 routes = APIRouter()
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -28,7 +29,14 @@ async def health(request: Request) -> Response:
         return _not("starting")
     if not all(engine.stats().alive for engine in life.services.engines().values()):
         return _not("the engine is stuck or has died")
-    return json_reply({"status": "ok"})
+    listed = [_replicas(pool) for pool in life.services.pools]
+    return json_reply({"status": "ok"} | ({"replicas": listed} if listed else {}))
+
+
+def _replicas(pool: Pool) -> dict[str, Any]:
+    """How many are up; their addresses are not for everybody: /v1/replicas has them."""
+    found = pool.replicas.values()
+    return {"model": pool.models[0].id, "up": sum(one.seat.is_open for one in found), "of": len(found)}
 
 
 @routes.get("/ready")
@@ -37,6 +45,9 @@ async def ready(request: Request) -> Response:
     life: Life = request.app.state.life
     if life.phase != "ready":
         return _not(life.phase)
+    services = life.services
+    if services and services.pools and not services.engines() and not any(pool.is_up for pool in services.pools):
+        return _not("no replica is up")
     return await health(request)
 
 
@@ -47,8 +58,10 @@ def _not(reason: str) -> Response:
 @routes.get("/metrics")
 async def metrics(request: Request) -> Response:
     """Prometheus' text format."""
+    services = request.app.state.life.services
+    more = [await source() for source in (services.more_metrics if services else ())]
     page = await asyncio.to_thread(request.app.state.metrics.page)  # what is reserved stands on the disk
-    return Response(page, media_type=CONTENT_TYPE)
+    return Response(merged(page, more), media_type=CONTENT_TYPE)
 
 
 @routes.get("/v1/requests/{request_id:path}")

@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from ..wire.errors import BadRequest, BaseloadError, MethodNotAllowed, NotFound
-from . import admin, anthropic, embeddings, feedback, google, ollama, openai, openapi, responses, tokens
+from . import admin, anthropic, embeddings, feedback, google, ollama, openai, openapi, replicas, responses, tokens
 from .console.routes import Console
 from .console.routes import routes as console_routes
 from .logs import RequestLog
@@ -41,6 +41,7 @@ def create_app(services: Services | None, settings: Settings, env: Mapping[str, 
     app.include_router(feedback.routes)
     app.include_router(admin.routes)
     app.include_router(console_routes)
+    app.include_router(replicas.routes)
     app.include_router(openapi.routes)
     app.add_exception_handler(HTTPException, _unrouted)
     app.add_exception_handler(BaseloadError, _ours)

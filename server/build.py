@@ -1,6 +1,7 @@
 """The rooms put together: ledger, door, engine, suppliers and router, each handed what it may not import."""
 
 import asyncio
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -23,12 +24,17 @@ from ..router.suppliers.resilience import Resilient
 from ..runtime.catalogue import catalogue
 from ..runtime.embedder import Embedder
 from ..runtime.engine import Engine, EngineConfig
+from ..runtime.engine_install import is_installed, python_of
 from ..runtime.loading import Loader, LoadOptions
 from ..runtime.local_backend import LocalBackend
 from ..runtime.models.encoder import is_encoder
+from ..runtime.pool import Pool
 from ..runtime.pooled_embedder import PooledEmbedder
+from ..runtime.replica_sets import parse_replicas
 from ..runtime.shelf import Shelf
 from ..runtime.store import default_root
+from ..runtime.vllm_backend import Vllm, VllmOptions
+from ..runtime.wall_share import WallShare
 from ..wire.backend import Backend
 from ..wire.client import HttpBackend
 from ..wire.egress import Egress, EgressRecord
@@ -36,7 +42,7 @@ from ..wire.errors import ModelFileError
 from . import tracing
 from .keyring import Keyring
 from .services import Services, nothing_to_close
-from .settings import EngineSettings, Settings
+from .settings import EngineSettings, Settings, VllmSettings
 
 EMBEDDER = "all-minilm-l6-v2"  # of prompts, for a predictor that reads vectors
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -68,6 +74,8 @@ async def build_services(settings: Settings, files: Sequence[tuple[str, Path]]) 
     loader = Loader(load_options(settings.engine))
     shelf: Shelf[Engine] = Shelf(settings.engine.memory_mb << 20)
     local: list[LocalBackend] = []
+    pools: list[Pool] = []
+    children: list[Vllm] = []
     embedders: dict[str, Embedder] = {}
     pooled: dict[str, PooledEmbedder] = {}
     remote: dict[str, tuple[SupplierProfile, Backend]] = {}
@@ -83,6 +91,10 @@ async def build_services(settings: Settings, files: Sequence[tuple[str, Path]]) 
             await router.close()
         await asyncio.to_thread(sampler.close)
         await shelf.close()
+        for child in children:
+            await child.close()
+        for pool in pools:
+            await pool.close()
         for backend in (*local, *embedders.values()):
             backend.close()
         loader.close()
@@ -94,14 +106,17 @@ async def build_services(settings: Settings, files: Sequence[tuple[str, Path]]) 
         await asyncio.to_thread(ledger.close)
 
     try:
+        sets = parse_replicas(settings.replicas, air_gap=settings.router.air_gap)
+        ours = [host for one in sets for host in one.hosts]
         hosts = [p.host for p in profiles.values() if p.name in allowed]
-        egress = door(settings, ledger, [*hosts, *tracing.host(settings.telemetry)])
+        egress = door(settings, ledger, [*ours, *hosts, *tracing.host(settings.telemetry)])
         if (spans := tracing.begin(settings.telemetry, egress)) is not None:
             ledger.watch, stop_tracing = spans.saw, spans.close
-        chat = [(name, path) for name, path in files if not is_encoder(path)]
-        if not chat:
+        by_vllm = settings.models.engine == "vllm"
+        chat = [] if by_vllm else [(name, path) for name, path in files if not is_encoder(path)]
+        if not chat and not sets and not by_vllm:
             raise ModelFileError("none of the models answers chats: give one with --model first")
-        for name, path in files:
+        for name, path in () if by_vllm else files:
             if is_encoder(path):
                 embedders[name] = await asyncio.to_thread(Embedder, name, path)
         for name, path in chat:
@@ -113,13 +128,22 @@ async def build_services(settings: Settings, files: Sequence[tuple[str, Path]]) 
             most = settings.engine.max_output
             pooled[name] = PooledEmbedder(opened.model, lend, opened.longest)
             local.append(LocalBackend(opened.model, lend, name, opened.longest, sampling=wishes, max_output=most))
-        async with shelf.lend(chat[0][0]):
-            pass
+        if chat:
+            async with shelf.lend(chat[0][0]):
+                pass
+        share = WallShare()
+        for name, path in files if by_vllm else ():
+            children.append(await Vllm.open(vllm_options(settings.vllm, name, path), egress, share))
+            pools.append(children[-1].pool)
+        for one in sets:
+            pools.append(one.pool(egress, share))
+            await pools[-1].start()
         for name, profile in profiles.items():
             clients.append(HttpBackend(profile.connection(), profile.models, egress))
             remote[name] = (profile, profile.guarded(clients[-1]))
         forecaster = Forecaster(default_root() / "router", partial(TextEncoder, EMBEDDER), ledger.engine)
-        router = Router(local, remote, policy_of(settings), ledger, partial(_waiting, shelf), forecaster, purse)
+        here = [*local, *pools]
+        router = Router(here, remote, policy_of(settings), ledger, partial(_waiting, shelf), forecaster, purse)
         routers.append(router)
         jobs = load_jobs([CONFIGS / "jobs", default_root() / "jobs"])
         sampler.start()
@@ -129,7 +153,9 @@ async def build_services(settings: Settings, files: Sequence[tuple[str, Path]]) 
     breakers = partial(_breakers, {name: backend for name, (_, backend) in remote.items()})
     books = {"accounts": ledger.accounts, "breakers": breakers}
     learns = {"audited": forecaster.look_at_audits, "drifts": lambda: forecaster.drifts}
-    return Services(router, ledger, lambda: shelf.loaded, embedders | pooled, jobs, close, keyring, **learns, **books)
+    beside = {"pools": pools, "more_metrics": [child.metrics for child in children]}
+    vectors = embedders | pooled
+    return Services(router, ledger, lambda: shelf.loaded, vectors, jobs, close, keyring, **learns, **books, **beside)
 
 
 def _breakers(remote: Mapping[str, Backend]) -> dict[tuple[str, str], bool]:
@@ -162,6 +188,15 @@ def policy_of(settings: Settings) -> Policy:
         rules=parse_rules(settings.rules),
         permissions=Permissions(told.code_checks, frozenset(told.commands)),
     )
+
+
+def vllm_options(settings: VllmSettings, name: str, model: Path) -> VllmOptions:
+    """vLLM's settings, as the runtime takes them."""
+    named = settings.python or os.environ.get("VLLM_PYTHON")
+    if not named and not is_installed(default_root(), "vllm"):
+        raise ModelFileError("vLLM is not installed: run `baseload pull --engine vllm`, or name its interpreter in VLLM_PYTHON")
+    python = Path(named).expanduser() if named else python_of(default_root(), "vllm")
+    return VllmOptions(python, str(model), name, settings.args, settings.start_s)
 
 
 def load_options(settings: EngineSettings) -> LoadOptions:

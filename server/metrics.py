@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from ..wire.chat import Event, Failure, Finish, ReasoningDelta, TextDelta, ToolCallDelta, Usage
 from .metrics_accounts import AccountsCollector
+from .pool_metrics import PoolCollector
 from .services import Life
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -91,6 +92,7 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         registry.register(_EngineCollector(life))
         registry.register(AccountsCollector(life))
+        registry.register(PoolCollector(life))
         model = ("model_name",)
         self.ttft = Histogram(
             "vllm:time_to_first_token_seconds", "Arrival to first token.", model, buckets=SECONDS, registry=registry

@@ -135,6 +135,7 @@ BODIES: Mapping[str, Schema] = {
         ["request_id"], request_id={"type": "string", "minLength": 1, "maxLength": 128}, accepted=FLAG, score=_number(0, 1),
         comment=_or_null("string", maxLength=4000), source={"enum": ["feedback", "review", "audit", None]},
     ),
+    "/v1/replicas": _object(["name", "drain"], name=TEXT, model=WORD, drain={"type": "boolean"}),
     "/detokenize": _object(["model", "tokens"], model=MODEL, tokens=IDS),
     "/api/chat": _object(["model", "messages"], messages=_list(MESSAGE, 10_000, 1), **OLLAMAS),
     "/api/generate": _object(["model", "prompt"], prompt=TEXT, system=WORD, raw=FLAG, **OLLAMAS),

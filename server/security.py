@@ -143,7 +143,7 @@ def presented(scope: Scope) -> bytes:
 
 def is_admin(path: str) -> bool:
     """Whether `path` tells of other clients' requests."""
-    return path == "/metrics" or path.startswith(("/v1/requests/", "/console/data/"))
+    return path in ("/metrics", "/v1/replicas") or path.startswith(("/v1/requests/", "/console/data/"))
 
 
 def from_loopback(scope: Scope) -> bool:

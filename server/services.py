@@ -50,6 +50,20 @@ class Engine(Protocol):
     def stats(self) -> Any: ...
 
 
+class Pool(Protocol):
+    """runtime.pool.Pool, as far as the server knows it."""
+
+    @property
+    def models(self) -> tuple[ModelInfo, ...]: ...
+    @property
+    def is_up(self) -> bool: ...
+    @property
+    def replicas(self) -> Mapping[str, Any]: ...
+    @property
+    def retries(self) -> int: ...
+    def drain(self, name: str, *, closed: bool) -> None: ...
+
+
 class Embedder(Protocol):
     """runtime.embedder.Embedder, as far as the server knows it."""
 
@@ -101,6 +115,8 @@ class Services:
     drifts: Callable[[], Mapping[str, Any]] = dict  # of the predictors, by name: calibrate.Drift
     accounts: Callable[[], Any] | None = None  # ledger.accounts.Accounts; may block on the disk
     breakers: Callable[[], Mapping[tuple[str, str], bool]] = dict  # (supplier, model) -> open
+    pools: Sequence[Pool] = ()
+    more_metrics: Sequence[Callable[[], Awaitable[bytes | None]]] = ()  # pages of engines that count for themselves
 
 
 class Life:

@@ -56,6 +56,7 @@ class ModelsSettings:
 
     serve: tuple[str, ...] = ("smollm2-135m-instruct",)  # names or paths; the first is `local`
     store: str = ""  # empty: $BASELOAD_HOME
+    engine: str = one_of("baseload", "baseload", "vllm")  # what computes
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,15 @@ class EngineSettings:
     max_queue: int = bounded(256, 0, 1_048_576)  # waiting requests; more are refused with 429
     watchdog_s: float = bounded(10.0, 0.1, 3600)  # a step that takes longer is stuck
     threads: int = bounded(0, 0, 4096)  # 0: one per core
+
+
+@dataclass(frozen=True, slots=True)
+class VllmSettings:
+    """[vllm]: vLLM as a child, where models.engine says so."""
+
+    python: str = ""  # of vLLM's own environment; empty: $VLLM_PYTHON, or the one that `baseload pull --engine vllm` made
+    args: tuple[str, ...] = ()  # more of `vllm serve`'s
+    start_s: float = bounded(1800.0, 1, 86400)  # until it must be healthy
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +141,13 @@ class LogSettings:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All sections. The tables [suppliers.<name>], [data_classes] and [[rules]] are held as they are; the router reads them."""
+    """All sections. The tables [suppliers.<name>], [data_classes], [[rules]] and [[replicas]] are held as they are; their rooms
+    read them."""
 
     server: ServerSettings = ServerSettings()
     models: ModelsSettings = ModelsSettings()
     engine: EngineSettings = EngineSettings()
+    vllm: VllmSettings = VllmSettings()
     router: RouterSettings = RouterSettings()
     ledger: LedgerSettings = LedgerSettings()
     log: LogSettings = LogSettings()
@@ -144,13 +156,15 @@ class Settings:
     suppliers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     data_classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     rules: tuple[Mapping[str, Any], ...] = ()
+    replicas: tuple[Mapping[str, Any], ...] = ()
 
 
-TABLES = ("suppliers", "data_classes", "rules")
+TABLES = ("suppliers", "data_classes", "rules", "replicas")
 SECTIONS = {
     "server": ServerSettings,
     "models": ModelsSettings,
     "engine": EngineSettings,
+    "vllm": VllmSettings,
     "router": RouterSettings,
     "ledger": LedgerSettings,
     "log": LogSettings,
@@ -196,6 +210,7 @@ def load(
     suppliers = _suppliers(table, path)
     origins.update({f"suppliers.{name}": f"file {path}" for name in suppliers})
     tables = {"suppliers": suppliers, "data_classes": _data_classes(table, path), "rules": _rules(table, path)}
+    tables["replicas"] = _rules(table, path, "replicas")
     return _assemble(values, tables), origins
 
 
@@ -260,10 +275,10 @@ def _data_classes(table: Mapping[str, Any], path: Path | None) -> dict[str, tupl
     return {name: _words(value, f"file {path}: data_classes.{name}") for name, value in found.items()}
 
 
-def _rules(table: Mapping[str, Any], path: Path | None) -> tuple[Mapping[str, Any], ...]:
-    found = table.get("rules", [])
+def _rules(table: Mapping[str, Any], path: Path | None, name: str = "rules") -> tuple[Mapping[str, Any], ...]:
+    found = table.get(name, [])
     if not isinstance(found, list) or not all(isinstance(rule, dict) for rule in found):
-        raise SettingsError(f"file {path}: write rules as tables, [[rules]]")
+        raise SettingsError(f"file {path}: write {name} as tables, [[{name}]]")
     return tuple(found)
 
 

@@ -18,7 +18,7 @@ from .backend import ModelInfo
 from .chat import EFFORTS, ChatRequest, Effort, Event, Failure, Finish
 from .egress import NETWORK_ERRORS, Egress, Response, Session, was_sent, what_broke
 from .errors import BaseloadError
-from .protocols import PROTOCOLS
+from .protocols import PROTOCOLS, WireProtocol
 from .sse import SseParser, TooLong
 from .upstream import run_together
 
@@ -43,13 +43,17 @@ class Connection:
     connect_s: float = 10.0
     first_byte_s: float = 60.0
     between_bytes_s: float = 60.0  # between whole lines: a line that drips in is silence
+    purpose: str = ""  # in the egress log; empty: a supplier's
 
 
 class HttpBackend:
     """A server behind the door. `close` it to let its connections go."""
 
-    def __init__(self, connection: Connection, models: Sequence[ModelInfo], egress: Egress) -> None:
-        self.connection, self._protocol = connection, PROTOCOLS[connection.protocol]
+    def __init__(
+        self, connection: Connection, models: Sequence[ModelInfo], egress: Egress, protocol: WireProtocol | None = None
+    ) -> None:
+        """`protocol`: one that is not among PROTOCOLS."""
+        self.connection, self._protocol = connection, protocol or PROTOCOLS[connection.protocol]
         self._models = tuple(models)
         self._egress = egress
         self._session: Session | None = None
@@ -193,7 +197,7 @@ class HttpBackend:
 
     def _opened(self) -> Session:
         if self._session is None:
-            self._session = self._egress.session(connect_s=self.connection.connect_s)
+            self._session = self._egress.session(connect_s=self.connection.connect_s, purpose=self.connection.purpose)
         return self._session
 
 

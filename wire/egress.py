@@ -102,14 +102,15 @@ class Egress:
         if reason is not None:
             raise EgressDenied(f"No connection to {host}: {reason}.")
 
-    def session(self, *, connect_s: float | None = None, **options: Any) -> Session:
+    def session(self, *, connect_s: float | None = None, purpose: str = "", **options: Any) -> Session:
         """A session whose every request asks here first: names are resolved, and numbers connected to, only with leave.
 
-        With `connect_s` a dial may take that long, and an answer as long as it likes; else `options` say (aiohttp's).
+        `purpose` is what its records say, if not what the context says. With `connect_s` a dial may take that long, and an
+        answer as long as it likes; else `options` say (aiohttp's).
         """
         if connect_s is not None:
             options["timeout"] = aiohttp.ClientTimeout(total=None, sock_connect=connect_s)
-        connector = _Connector(self, limit=0, force_close=False)
+        connector = _Connector(self, purpose, limit=0, force_close=False)
         # Compressed answers are not asked for: a few kilobytes could unpack to gigabytes.
         headers = {"accept-encoding": "identity", **options.pop("headers", {})}
         return aiohttp.ClientSession(connector=connector, trust_env=False, auto_decompress=False, headers=headers, **options)
@@ -118,14 +119,14 @@ class Egress:
 class _Connector(aiohttp.TCPConnector):
     """aiohttp's connector, asking before each request, be its host a name or a number, its connection new or kept open."""
 
-    def __init__(self, door: Egress, **options: Any) -> None:
+    def __init__(self, door: Egress, purpose: str, **options: Any) -> None:
         super().__init__(resolver=_Resolver(), **options)
-        self._door = door
+        self._door, self._purpose = door, purpose
 
     async def connect(self, req: Any, traces: Any, timeout: Any) -> aiohttp.connector.Connection:
         """See BaseConnector."""
         url = req.url
-        await self._door.leave(url.host or "", url.port or 443, attempt_purpose.get())
+        await self._door.leave(url.host or "", url.port or 443, self._purpose or attempt_purpose.get())
         return await super().connect(req, traces, timeout)
 
 

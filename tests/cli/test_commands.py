@@ -241,3 +241,11 @@ def test_bench_hands_its_words_on(cli: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(serving, "main", lambda argv: seen.append(argv))
     assert cli("bench", "serving", "--url", "http://x", "--model", "m").exit_code == 0
     assert seen == [["--url", "http://x", "--model", "m"]]
+
+
+def test_an_engine_is_known_by_name_and_not_fetched_in_an_air_gap(cli, monkeypatch):
+    assert "no engine 'nothing' to install; there are: vllm." in cli("pull", "--engine", "nothing").stderr
+    monkeypatch.setattr("baseload.runtime.engine_install.index_hosts", lambda: [("pypi.org", 443)])
+    denied = cli("pull", "--engine", "vllm", "--air-gap")
+    assert denied.exit_code == 1 and "air gap" in denied.stderr
+    assert cli("pull").exit_code == 2

@@ -122,7 +122,9 @@ def start(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     `home`: an earlier server's, to go on from."""
     started: list[Server] = []
 
-    def begin(*options: str, config: str = "", env: dict[str, str] | None = None, home: Path | None = None) -> Server:
+    def begin(
+        *options: str, config: str = "", env: dict[str, str] | None = None, home: Path | None = None, start_s: float = START_S
+    ) -> Server:
         home = home or tmp_path_factory.mktemp("home")
         (home / "sitecustomize.py").write_text(WATCH_SOCKETS)
         # A step of a busy test machine may take longer than the ten seconds after which an engine counts as stuck.
@@ -133,7 +135,7 @@ def start(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
             process = subprocess.Popen(command, cwd=home, env=_environment(home) | (env or {}), stderr=log, stdout=log)
         server = Server(process, home)
         started.append(server)
-        _wait_ready(server)
+        _wait_ready(server, start_s)
         return server
 
     yield begin
@@ -149,8 +151,8 @@ def _environment(home: Path) -> dict[str, str]:
     return clean | own
 
 
-def _wait_ready(server: Server) -> None:
-    deadline = time.monotonic() + START_S
+def _wait_ready(server: Server, start_s: float) -> None:
+    deadline = time.monotonic() + start_s
     while time.monotonic() < deadline:
         assert server.process.poll() is None, f"the server ended before it was ready:\n{server.log[-4000:]}"
         if found := re.search(r"listening on (http://[\d.]+:\d+)", server.log):
