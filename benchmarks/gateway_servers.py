@@ -64,6 +64,11 @@ def _start(ends: ExitStack, words: list[str], port: int, path: str, log: Path) -
     """Run a module until `ends`; its address once it answers."""
     with log.open("wb") as out:
         child = subprocess.Popen([sys.executable, "-m", *words], stdout=out, stderr=out, env=dict(os.environ))
+    return wait_for(ends, child, port, path, log)
+
+
+def wait_for(ends: ExitStack, child: subprocess.Popen[bytes], port: int, path: str, log: Path) -> str:
+    """The child's address once it answers on `path`; `ends` will stop it. Raises RuntimeError with the end of its log."""
     ends.callback(_stop, child)
     url = f"http://127.0.0.1:{port}"
     until = time.monotonic() + READY_S
@@ -74,7 +79,7 @@ def _start(ends: ExitStack, words: list[str], port: int, path: str, log: Path) -
         except (urllib.error.URLError, OSError):
             time.sleep(0.1)
     said = log.read_text("utf-8", "replace")[-2000:]
-    raise RuntimeError(f"{words[0]} does not answer on port {port}: {said}")
+    raise RuntimeError(f"{child.args} does not answer on port {port}: {said}")
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:

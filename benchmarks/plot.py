@@ -12,7 +12,8 @@ from .stats import Summary
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-LOADS = {"closed": "clients at once", "open": "requests per second sent"}
+LOADS = {"closed": "clients at once", "open": "requests per second sent", "replay": "cache, each run a dot"}
+CACHES = ("cold", "warm", "unsalted")
 PERCENTILES = (("p50", "median", "#1b6ca8"), ("p90", "90th percentile", "#e08e0b"), ("p99", "99th percentile", "#b3261e"))
 
 
@@ -35,10 +36,21 @@ def draw(report: Report) -> bytes:
     return out.getvalue()
 
 
+def _place(row: Row) -> float:
+    """Where a row stands: at its load, or, of replays, at its cache state."""
+    return float(CACHES.index(row.cache)) if row.mode == "replay" else row.load
+
+
+def _marks(rows: Sequence[Row], line: str = "-") -> str:
+    """Matplotlib's format: replays are no points of one line."""
+    return "o" if rows[0].mode == "replay" else f"o{line}"
+
+
 def _frame(axes: Axes, rows: Sequence[Row], title: str, unit: str) -> None:
     axes.set_title(title)
     axes.set_ylabel(unit)
-    axes.set_xticks([row.load for row in rows], [f"{row.load:g}" for row in rows])
+    names = {_place(row): row.cache if row.mode == "replay" else f"{row.load:g}" for row in rows}
+    axes.set_xticks(list(names), list(names.values()))
     axes.margins(0.08)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
@@ -47,18 +59,18 @@ def _frame(axes: Axes, rows: Sequence[Row], title: str, unit: str) -> None:
 
 
 def _throughput(axes: Axes, rows: Sequence[Row]) -> None:
-    loads = [row.load for row in rows]
-    axes.plot(loads, [row.output_tokens_per_s for row in rows], "o-", color="#1b6ca8", label="output")
+    loads = [_place(row) for row in rows]
+    axes.plot(loads, [row.output_tokens_per_s for row in rows], _marks(rows), color="#1b6ca8", label="output")
     if all(row.total_tokens_per_s is not None for row in rows):
         totals = [row.total_tokens_per_s or 0.0 for row in rows]
-        axes.plot(loads, totals, "o--", color="#6b6b6b", label="prompt and output")
+        axes.plot(loads, totals, _marks(rows, "--"), color="#6b6b6b", label="prompt and output")
     _frame(axes, rows, "Throughput", "tokens per second")
 
 
 def _latency(axes: Axes, rows: Sequence[Row], summaries: Sequence[Summary], title: str) -> None:
     for name, label, colour in PERCENTILES:
         values = [getattr(summary, name) for summary in summaries]
-        points = [(row.load, value * 1000) for row, value in zip(rows, values, strict=True) if value is not None]
+        points = [(_place(row), value * 1000) for row, value in zip(rows, values, strict=True) if value is not None]
         if points:
-            axes.plot(*zip(*points, strict=True), "o-", color=colour, label=label)
+            axes.plot(*zip(*points, strict=True), _marks(rows), color=colour, label=label)
     _frame(axes, rows, title, "milliseconds")

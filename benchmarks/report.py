@@ -6,26 +6,29 @@ import base64
 import html
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from rich.table import Table
 
+from .figures import Figure, interval
 from .load_client import Result
 from .machine import Watched
+from .slo import Goodput, Tier, goodput, wilson
 from .stats import Slo, Summary, summarise
 
-SCHEMA = "baseload.bench.serving/1"
+SCHEMA = "baseload.bench.serving/2"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One measured load. `load` is the number of clients (closed, prefix) or requests per second (open)."""
+    """One measured load. `load` is the number of clients (closed, prefix), requests per second (open) or how many times as
+    fast as it was recorded (replay)."""
 
-    mode: str  # "closed" | "open" | "prefix"
+    mode: str  # "closed" | "open" | "prefix" | "replay"
     load: float
-    cache: str  # "cold": no prompt was seen before; "warm": its shared prefix was; "unsalted": who knows
+    cache: str  # "cold": no prompt was seen before; "warm": its shared prefix, or it, was; "unsalted": who knows
     requests: int
     ok: int
     errors: dict[str, int]  # kind -> requests
@@ -47,23 +50,36 @@ class Row:
     tokens_from: str  # "usage": the server's count; "chunks": pieces of text
     flags: list[str]
     seen: Watched | None = None
+    repeat: int = 1  # which of the run's repetitions
+    levels: list[Goodput] = field(default_factory=list)  # of each service level asked for; the first is `goodput_per_s`'s
 
     @property
     def name(self) -> str:
-        """`8 clients`, `2/s` or `prefix`."""
+        """`8 clients`, `2/s`, `replay x1` or `prefix`."""
         match self.mode:
             case "closed":
                 return f"{self.load:.0f} client{'s' * (self.load != 1)}"
             case "open":
                 return f"{self.load:g}/s"
+            case "replay":
+                return f"replay x{self.load:g}"
             case _:
                 return self.mode
 
 
 def make_row(
-    mode: str, load: float, cache: str, results: Sequence[Result], slo: Slo | None = None, seen: Watched | None = None
+    mode: str,
+    load: float,
+    cache: str,
+    results: Sequence[Result],
+    slo: Slo | None = None,
+    seen: Watched | None = None,
+    repeat: int = 1,
+    tiers: Sequence[Tier] = (),
 ) -> Row:
-    """The row of these results; latencies are those of requests answered in full."""
+    """The row of these results; latencies are those of requests answered in full. `slo` is that of `goodput_per_s`; without it,
+    the first tier's."""
+    slo = slo or (tiers[0].slo if tiers else None)
     good = [r for r in results if r.error is None]
     errors = Counter(r.error for r in results if r.error)
     duration = max((r.ended for r in results), default=0.0) - min((r.due for r in results), default=0.0)
@@ -98,7 +114,33 @@ def make_row(
         tokens_from="usage" if counted else "chunks",
         flags=seen.flags() if seen else [],
         seen=seen,
+        repeat=repeat,
+        levels=[goodput(tier, results, span) for tier in tiers],
     )
+
+
+# A figure's name, unit, which way is better, and where a row has it.
+FIGURES: tuple[tuple[str, str, Literal["more", "less"], Callable[[Row], float | None]], ...] = (
+    ("output", "tokens/s", "more", lambda row: row.output_tokens_per_s),
+    ("TTFT p50", "s", "less", lambda row: row.ttft_s.p50),
+    ("TTFT p90", "s", "less", lambda row: row.ttft_s.p90),
+    ("TPOT p50", "s", "less", lambda row: row.tpot_s.p50),
+    ("end to end p50", "s", "less", lambda row: row.e2e_s.p50),
+    ("goodput", "requests/s", "more", lambda row: row.goodput_per_s),
+)
+
+
+def figures_of(rows: Sequence[Row]) -> list[Figure]:
+    """What the rows claim, repetitions of one load together."""
+    loads = dict.fromkeys((row.name, row.cache) for row in rows)
+    found: list[Figure] = []
+    for name, cache in loads:
+        alike = [row for row in rows if (row.name, row.cache) == (name, cache)]
+        for what, unit, better, value in FIGURES:
+            values = tuple(v for row in alike if (v := value(row)) is not None)
+            if values:
+                found.append(Figure(f"{name}, {cache}: {what}", unit, better, values))
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +162,20 @@ class Report:
         cold, warm = by.get("cold"), by.get("warm")
         return warm / cold if warm is not None and cold else None
 
+    def value(self) -> dict[str, Any]:
+        """The whole report, of JSON's types."""
+        figures = [{**asdict(figure), "interval": _interval(figure)} for figure in figures_of(self.rows)]
+        whole = {"schema": SCHEMA, **asdict(self), "prefix_ttft_ratio": self.prefix_ttft_ratio, "figures": figures}
+        return json.loads(json.dumps(whole, allow_nan=False))
+
     def json(self) -> str:
-        """The whole report as one JSON document."""
-        value = {"schema": SCHEMA, **asdict(self), "prefix_ttft_ratio": self.prefix_ttft_ratio}
-        return json.dumps(value, indent=2, allow_nan=False) + "\n"
+        """The same as one document."""
+        return json.dumps(self.value(), indent=2) + "\n"
+
+
+def _interval(figure: Figure) -> dict[str, Any] | None:
+    found = figure.interval
+    return asdict(found) if found else None
 
 
 COLUMNS = (
@@ -175,9 +227,26 @@ def notes(report: Report) -> list[str]:
         said.append("— for a p99: fewer than 100 values.")
     if any(row.tokens_from == "chunks" for row in report.rows):
         said.append("The server sent no usage in some rows: tokens there are pieces of text, counted by the client.")
-    if any(row.mode == "open" for row in report.rows):
-        said.append("Open loop: latencies count from the moment a request was due.")
-    said += dict.fromkeys(f"{row.name}: {flag}." for row in report.rows for flag in row.flags)
+    if any(row.mode in ("open", "replay") for row in report.rows):
+        said.append("Sent when due: latencies count from the moment a request was due.")
+    for name, cache in dict.fromkeys((row.name, row.cache) for row in report.rows):
+        alike = [row for row in report.rows if (row.name, row.cache) == (name, cache)]
+        if len(alike) > 1 and (found := interval([row.output_tokens_per_s for row in alike])):
+            mean, low, high = (f"{value:.1f}" for value in (found.mean, found.low, found.high))
+            said.append(f"{name}, {cache}: {mean} output tokens/s over {found.n} runs (95% {low} to {high}).")
+        elif len(alike) > 1:
+            said.append(f"{name}, {cache}: {len(alike)} runs are too few for an interval; 3 are needed.")
+        for n, level in enumerate(alike[0].levels):
+            shares = [row.levels[n] for row in alike]
+            good, asked = sum(one.good for one in shares), sum(one.asked for one in shares)
+            low, high = wilson(good, asked)
+            rate = sum(one.good_per_s for one in shares) / len(shares)
+            limits = ", ".join(f"{key} {value:g} s" for key, value in asdict(level.slo).items() if value is not None)
+            said.append(
+                f"{name}, {cache}: {good} of {asked} kept the level {level.name} ({limits}): {good / max(1, asked):.1%}, "
+                f"95% {low:.1%} to {high:.1%}; {rate:.2f} good requests/s."
+            )
+    said += dict.fromkeys(f"{row.name}, {row.cache}: {flag}." for row in report.rows for flag in row.flags)
     return said
 
 
@@ -199,9 +268,10 @@ def page(report: Report, png: bytes) -> str:
     def tags(name: str, values: Sequence[str]) -> str:
         return "".join(f"<{name}>{html.escape(value)}</{name}>" for value in values)
 
+    replayed = all(row.mode == "replay" for row in report.rows)
     facts = {"server": report.server, "workload": report.workload, "machine": report.machine, "versions": report.versions}
     return PAGE.format(
-        title=html.escape(f"Serving {report.server.get('model', '')}"),
+        title=html.escape(f"{'Replaying to' if replayed else 'Serving'} {report.server.get('model', '')}"),
         created=html.escape(report.created),
         image=base64.b64encode(png).decode(),
         head=tags("th", COLUMNS),

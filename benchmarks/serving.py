@@ -19,9 +19,13 @@ from .load_client import PATHS
 from .load_test import Options, run
 from .plot import draw
 from .report import Report, Row, notes, page, table
-from .stats import Slo, parse_slo, positive
+from .report_file import save
+from .slo import Tier, parse_tiers
+from .stats import positive
 
 __all__ = ["Options", "main", "run", "serving"]
+
+SLO_HELP = "Limits for goodput: ttft=0.5,tpot=0.05,e2e=10 in seconds, or mlperf:MODEL (llama3.1-8b, ...)."
 
 
 def _numbers(text: str, name: str) -> tuple[float, ...]:
@@ -31,9 +35,10 @@ def _numbers(text: str, name: str) -> tuple[float, ...]:
         raise typer.BadParameter(f"{text!r} is not a list of positive numbers", param_hint=name) from error
 
 
-def _slo(text: str) -> Slo | None:
+def read_tiers(text: str) -> tuple[Tier, ...]:
+    """The service levels that --slo names. Raises typer's error."""
     try:
-        return parse_slo(text) if text else None
+        return parse_tiers(text) if text else ()
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--slo") from error
 
@@ -57,7 +62,8 @@ def serving(
     salt: Annotated[bool, typer.Option(help="Make prompts this run's own, so that no cache knows them.")] = True,
     temperature: Annotated[float, typer.Option(min=0)] = 0.0,
     ignore_eos: Annotated[bool, typer.Option(help="Answers of full length, where the server can.")] = True,
-    slo: Annotated[str, typer.Option(help="Limits for goodput in seconds: ttft=0.5,tpot=0.05,e2e=10")] = "",
+    slo: Annotated[str, typer.Option(help=SLO_HELP)] = "",
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each row, in turns; an interval wants 3.")] = 1,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for one request.")] = 600.0,
     api_key_env: Annotated[str, typer.Option(help="Variable that holds the server's key.")] = "BASELOAD_API_KEY",
     json: Annotated[Path | None, typer.Option(help="Write the report as JSON.")] = None,
@@ -67,6 +73,9 @@ def serving(
     """Load an OpenAI-compatible server and report its latency, throughput and goodput."""
     if endpoint not in PATHS:
         raise typer.BadParameter("chat or completions", param_hint="--endpoint")
+    if repeats > 1 and not salt:
+        raise typer.BadParameter("repetitions without a salt would be answered from a cache", param_hint="--repeats")
+    tiers = read_tiers(slo)
     options = Options(
         url=url,
         model=model,
@@ -85,13 +94,15 @@ def serving(
         salt=secrets.token_hex(6) if salt else "",
         temperature=temperature,
         ignore_eos=ignore_eos,
-        slo=_slo(slo),
+        slo=tiers[0].slo if tiers else None,
         timeout_s=timeout,
         api_key=os.environ.get(api_key_env, ""),
+        repeats=repeats,
+        tiers=tiers,
     )
     report = _run(options, shlex.join(context.obj or ()))
-    _show(report)
-    _write(report, json, html, png)
+    show(report)
+    write(report, json, html, png)
     if not any(row.ok for row in report.rows):
         raise typer.Exit(1)
 
@@ -110,7 +121,8 @@ def _run(options: Options, command: str) -> Report:
         raise typer.BadParameter(str(error)) from error
 
 
-def _show(report: Report) -> None:
+def show(report: Report) -> None:
+    """Table and notes on the terminal."""
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console = Console(highlight=False, markup=False, width=400)  # piped: long lines, for grep and awk
@@ -119,9 +131,10 @@ def _show(report: Report) -> None:
         console.print(note)
 
 
-def _write(report: Report, json: Path | None, html: Path | None, png: Path | None) -> None:
+def write(report: Report, json: Path | None, html: Path | None, png: Path | None) -> None:
+    """The files that were asked for."""
     if json:
-        json.write_text(report.json(), "utf-8")
+        save(json, report.value())
     if html or png:
         picture = draw(report)
         if png:

@@ -84,8 +84,62 @@ def routing_tools(context: typer.Context) -> None:
 
 @app.command(context_settings=PASS_ON)
 @fail_cleanly
+def replay(context: typer.Context) -> None:
+    """Replay a recorded workload: Azure's, Mooncake's or the agentic coding trace."""
+    from ..benchmarks.replay import main
+
+    raise typer.Exit(main(context.args) or 0)
+
+
+@app.command(context_settings=PASS_ON)
+@fail_cleanly
 def ledger(context: typer.Context) -> None:
     """CPU that the books take of each request."""
     from ..benchmarks.ledger_cost import main
+
+    raise typer.Exit(main(context.args) or 0)
+
+
+@app.command(context_settings=PASS_ON)
+@fail_cleanly
+def hardware(context: typer.Context) -> None:
+    """Measure this machine: ceilings, kernels, tokens a second, dollars at each utilisation."""
+    from ..benchmarks.hardware import main
+
+    raise typer.Exit(main(context.args) or 0)
+
+
+@app.command(context_settings=PASS_ON)
+@fail_cleanly
+def boxes(context: typer.Context) -> None:
+    """Put several machines' hardware reports on one web page."""
+    from ..benchmarks.boxes import main
+
+    raise typer.Exit(main(context.args) or 0)
+
+
+@app.command(context_settings=PASS_ON)
+@fail_cleanly
+def diff(context: typer.Context) -> None:
+    """Compare two reports figure by figure."""
+    from ..benchmarks.diff import main
+
+    raise typer.Exit(main(context.args) or 0)
+
+
+@app.command(context_settings=PASS_ON)
+@fail_cleanly
+def cost(context: typer.Context) -> None:
+    """Price accepted tasks: models by routing policies."""
+    from ..benchmarks.cost import main
+
+    raise typer.Exit(main(context.args) or 0)
+
+
+@app.command(context_settings=PASS_ON)
+@fail_cleanly
+def meters(context: typer.Context) -> None:
+    """Measure one server with three meters: ours, AIPerf and guidellm."""
+    from ..benchmarks.meters import main
 
     raise typer.Exit(main(context.args) or 0)

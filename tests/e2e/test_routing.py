@@ -11,9 +11,9 @@ import aiohttp
 import pytest
 from typer.testing import CliRunner
 
+from baseload.benchmarks.routed_tasks import Piece, pieces
 from baseload.cli.main import build
 
-from .routed_tasks import Piece, pieces
 from .stand_in import KEY, Asked, Reply, StandIn, stand_in
 
 pytestmark = pytest.mark.slow
