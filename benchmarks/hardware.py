@@ -26,12 +26,13 @@ from ..kernels.cpu.library import NativeUnavailable
 from ..kernels.dispatch import n_threads
 from ..ledger.machine_cost import Figure as Known
 from ..ledger.machine_cost import Hardware, load, usd_per_hour
+from ..ledger.meters import Meter, find
 from ..runtime.engine import EngineConfig
 from ..runtime.loading import LoadOptions
 from ..runtime.store import Store, default_root
 from . import kernels
 from .command import run_command
-from .engine_speed import Cell, measure_all
+from .engine_speed import Cell, Joules, measure_all
 from .figures import Figure, interval
 from .hardware_page import page
 from .machine import NOISY_HOST, describe, versions
@@ -129,6 +130,20 @@ def priced(cells: Sequence[Cell], profile: Hardware, mix: Mix, names: Sequence[s
     own = cost(mix, hour.value, read, write)
     retail, unpriced = beside(mix, own, names)
     return Priced(mix, name, hour, watts, own, watts.value / write, retail, unpriced)
+
+
+def metered(found: Sequence[Meter]) -> Joules:
+    """What the meters have counted since they were opened, together; None where one of them has no counter, or is gone."""
+
+    def joules() -> float | None:
+        try:
+            told = [meter.read().joules for meter in found]
+        except OSError:
+            return None
+        known = [one for one in told if one is not None]
+        return sum(known) if known and len(known) == len(told) else None
+
+    return joules
 
 
 def doubts(cells: Sequence[Cell]) -> list[str]:
@@ -253,6 +268,7 @@ def command(
         lengths,
         repeats,
         lambda c: progress.print(f"{c.name}: {c.read_tokens_per_s:,.0f} read, {c.write_tokens_per_s:,.0f} written a second"),
+        metered(find()),
     )
     if not cells:
         raise typer.BadParameter("nothing fits into the KV cache", param_hint="--contexts")

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from baseload.benchmarks import boxes, diff
 from baseload.benchmarks.engine_speed import Cell, fits, measure, output_tokens
 from baseload.benchmarks.figures import Figure, difference, interval
-from baseload.benchmarks.hardware import Report, best, doubts, priced
+from baseload.benchmarks.hardware import Report, best, doubts, metered, priced
 from baseload.benchmarks.hardware_page import page
 from baseload.benchmarks.load_test import Options, run
 from baseload.benchmarks.machine import describe, versions
@@ -26,6 +26,7 @@ from baseload.benchmarks.slo import parse_tiers
 from baseload.benchmarks.utilisation import Mix, beside, cost
 from baseload.cli.main import build
 from baseload.ledger.machine_cost import load, usd_per_hour
+from baseload.ledger.meters import Reading
 from baseload.runtime.engine import Engine, EngineConfig
 from baseload.runtime.models.model_file import load_model
 
@@ -198,6 +199,22 @@ def test_watts_that_were_measured_go_before_the_profiles():
     assert found and (found.watts.value, found.watts.known) == (52.0, "measured")
     assert found.usd_per_hour.value == pytest.approx(usd_per_hour(profile, found.watts).value)
     assert found.joules_per_output_token == pytest.approx(52.0 / best(metered, 1000)[2])
+
+
+def test_meters_are_added_up_and_one_that_cannot_tell_leaves_all_unknown():
+    class Fixed:
+        source = "a meter"
+
+        def __init__(self, joules: float | None) -> None:
+            self.joules = joules
+
+        def read(self) -> Reading:
+            if self.joules == -1:
+                raise OSError("gone")
+            return Reading(self.joules, None)
+
+    assert metered([Fixed(2.0), Fixed(3.0)])() == 5.0
+    assert metered([Fixed(2.0), Fixed(None)])() is metered([Fixed(-1)])() is metered([])() is None
 
 
 def test_the_priced_rates_are_those_of_the_context_that_holds_the_request():
