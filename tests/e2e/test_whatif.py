@@ -15,9 +15,9 @@ import aiohttp
 import pytest
 from typer.testing import CliRunner
 
+from baseload.benchmarks.routed_tasks import pieces
 from baseload.cli.main import build
 
-from .routed_tasks import pieces
 from .stand_in import KEY, stand_in
 from .test_routing import knows
 

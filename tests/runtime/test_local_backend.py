@@ -73,7 +73,7 @@ class House:
     """A backend on a fake model, and what it is made of."""
 
     def __init__(
-        self, add_bos: bool = False, runner: FakeRunner | None = None, sampling: dict[str, Any] | None = None, **config: int
+        self, add_bos: bool = False, runner: FakeRunner | None = None, sampling: dict[str, Any] | None = None, **config: Any
     ) -> None:
         self.template, self.runner = Template(), runner or FakeRunner(context_length=100)
         settings = EngineConfig(**{"n_pages": 60, "page_size": 4, "token_budget": 32, **config})
@@ -394,7 +394,7 @@ async def test_margins_are_those_of_the_log_probabilities_and_change_no_text():
     async with house() as made:
         asked: dict[str, Any] = {"max_tokens": 12}
         plainly, surely, told = [
-            await answer(made.backend, chat(**asked, **more)) for more in ({}, {"margins": True}, {"logprobs": 2})
+            await answer(made.backend, chat("hello", **asked, **more)) for more in ({}, {"margins": True}, {"logprobs": 2})
         ]
     assert text(plainly) == text(surely) == text(told)
     entries = [entry for event in told if isinstance(event, TextDelta) for entry in event.logprobs]

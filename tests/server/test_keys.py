@@ -45,7 +45,10 @@ KINDS: dict[str, tuple[Callable[[Any], str], tuple[str, str, str, str]]] = {
         lambda e: e["error"]["status"],
         ("UNAUTHENTICATED", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "RESOURCE_EXHAUSTED"),
     ),
-    "ollama": (lambda e: "words" if e["error"] and isinstance(e["error"], str) else "none", ("words",) * 4),
+    "ollama": (
+        lambda e: "words" if e["error"] and isinstance(e["error"], str) else "none",
+        ("words", "words", "words", "words"),
+    ),
 }
 KINDS["responses"] = KINDS["openai"]
 

@@ -1,6 +1,6 @@
 """Whether a local answer's signals say if it is right: SmolLM2 on the 200 pieces of work. Prints a table; no test.
 
-    python tests/e2e/measure_signals.py [--seed 7] [--kind extract ...] [--rows FILE]
+    python -m baseload.benchmarks.routing_signals [--seed 7] [--kind extract ...] [--rows FILE]
 
 FILE (JSON lines) keeps each piece's numbers as they come; what it holds is not done again.
 
@@ -11,9 +11,7 @@ in both. The interval is a bootstrap's over the answers.
 
 import argparse
 import asyncio
-import importlib.util
 import json
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -21,31 +19,22 @@ from typing import Any
 
 import numpy as np
 
-from baseload.router import checks
-from baseload.router.checks import Answer, Permissions, calls_of
-from baseload.router.probes import SAMPLES, TEMPERATURE
-from baseload.router.signals import agreement
-from baseload.runtime.engine import EngineConfig
-from baseload.runtime.loading import Loader, LoadOptions
-from baseload.runtime.local_backend import LocalBackend, always
-from baseload.runtime.store import Store, default_root
-from baseload.wire.backend import Backend
-from baseload.wire.chat import ChatRequest, Event, Finish, TextDelta, ToolCallDelta, Usage
-from baseload.wire.openai_chat import parse_request
+from ..router import checks
+from ..router.checks import Answer, Permissions, calls_of
+from ..router.probes import SAMPLES, TEMPERATURE
+from ..router.signals import agreement
+from ..runtime.engine import EngineConfig
+from ..runtime.loading import Loader, LoadOptions
+from ..runtime.local_backend import LocalBackend, always
+from ..runtime.store import Store, default_root
+from ..wire.backend import Backend
+from ..wire.chat import ChatRequest, Event, Finish, TextDelta, ToolCallDelta, Usage
+from ..wire.openai_chat import parse_request
+from .routed_tasks import pieces
 
 MODEL = "smollm2-135m-instruct"
 DRAWS = 2000
 AT_ONCE = 8
-
-
-def work(seed: int) -> Any:
-    """The pieces, from the file beside this one."""
-    spec = importlib.util.spec_from_file_location("routed_tasks", Path(__file__).with_name("routed_tasks.py"))
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["routed_tasks"] = module
-    spec.loader.exec_module(module)
-    return module.pieces(seed)
 
 
 async def answered(backend: Backend, body: Any, **sampling: Any) -> tuple[ChatRequest, Answer, Usage]:
@@ -130,7 +119,7 @@ async def main() -> None:
         kept = given.rows.read_text().splitlines() if given.rows and given.rows.exists() else []
         rows = [json.loads(row) for row in kept]
         done = {row["prompt"] for row in rows}
-        asked = [piece for piece in work(given.seed) if piece.kind in (given.kind or (piece.kind,))]
+        asked = [piece for piece in pieces(given.seed) if piece.kind in (given.kind or (piece.kind,))]
         left = [look(backend, piece, gate) for piece in asked if piece.prompt not in done]
         for coming in asyncio.as_completed(left):
             rows.append(await coming)
