@@ -81,7 +81,7 @@ def ragged(draw: st.DrawFn) -> list[tuple[int, int]]:
     return rows
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     rows=ragged(),
     shape=st.sampled_from([(1, 1, 16), (4, 2, 32), (6, 2, 16), (3, 3, 24), (7, 1, 16)]),
