@@ -1,5 +1,5 @@
 # make serve   install if need be, then serve on http://127.0.0.1:8787 (ARGS="--model ..." for more)
-# make test    run the tests (ARGS="-k name" for some of them)
+# make test    run the tests (ARGS="-k name" for some of them; BASELOAD_LONG=1 for the long ones too)
 # make check   lint, format, types, layout
 # make native  compile the C++ again after a change
 # make bench   measure a running server (ARGS="--url ... --model ...")

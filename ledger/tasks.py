@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .machine_cost import request_usd
-from .outcomes import TrainingRow
+from .outcomes import ANSWERS, TrainingRow
 
 FEWEST = 10  # accepted tasks; an interval from fewer says more than is known
 RESAMPLES = 2000
@@ -58,7 +58,7 @@ def task(row: TrainingRow, usd_per_hour: float | None, group: str) -> Task:
     """
     costs = [_usd(attempt, usd_per_hour) for attempt in row.attempts]
     energy = [attempt["energy_joules"] for attempt in row.attempts]
-    taken = next((a["id"] for a in row.attempts if a["accepted"]), None)
+    taken = next((a["id"] for a in row.attempts if a["accepted"] and a["role"] in ANSWERS), None)
     said = row.accepted(taken) if taken else False
     return Task(
         row.request_id,

@@ -305,7 +305,7 @@ class Run:
             attempt.over(accepted=False, error="timeout")
             return Verdict("judge", False, "the judge took too long")
         verdict = opinion(check, attempt.answers(1)[0].text, attempt.failure)
-        attempt.over(accepted=attempt.failure is None)
+        attempt.over(accepted=False)  # it is nobody's answer
         return replace(verdict, cost_usd=attempt.row.retail_usd or 0.0)
 
     async def _reviewed(self, sent: ChatRequest, attempt: Attempt) -> list[Verdict]:

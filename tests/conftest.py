@@ -84,3 +84,12 @@ def row() -> Callable[[list[int]], Row]:
 def pages() -> type[Pages]:
     """Makes Pages."""
     return Pages
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long ones are for those who ask."""
+    if not os.environ.get("BASELOAD_LONG"):
+        skip = pytest.mark.skip(reason="long: set BASELOAD_LONG=1")
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(skip)

@@ -35,14 +35,14 @@ def _meaning(request: ChatRequest) -> dict[str, Any]:
         "max_tokens": p.max_tokens,
         "top_k": p.top_k,
         "min_p": p.min_p,
-        "seed": p.seed,
         "stop": list(p.stop),
         "stop_token_ids": list(p.stop_token_ids),
         "presence_penalty": p.presence_penalty,
         "frequency_penalty": p.frequency_penalty,
         "logprobs": p.logprobs,
     }
-    return body | {name: value for name, value in optional.items() if value is not None and value != [] and value != 0}
+    said = {name: value for name, value in optional.items() if value is not None and value != [] and value != 0}
+    return body | said | ({} if p.seed is None else {"seed": p.seed})  # a seed of 0 is one
 
 
 class StreamParser(ChatParser):

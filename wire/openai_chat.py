@@ -268,7 +268,6 @@ def _meaning(request: ChatRequest) -> dict[str, Any]:
     body: dict[str, Any] = {"temperature": p.temperature, "top_p": p.top_p, "n": p.n}
     optional = {
         "max_tokens": p.max_tokens,
-        "seed": p.seed,
         "stop": list(p.stop),
         "presence_penalty": p.presence_penalty,
         "frequency_penalty": p.frequency_penalty,
@@ -278,6 +277,8 @@ def _meaning(request: ChatRequest) -> dict[str, Any]:
         "tools": [_tool_object(t) for t in request.tools],
     }
     body |= {name: value for name, value in optional.items() if value not in (None, [], {}, 0.0)}
+    if p.seed is not None:  # one of 0 too
+        body["seed"] = p.seed
     if p.logprobs is not None:
         body |= {"logprobs": True, "top_logprobs": p.logprobs}
     if request.tools:

@@ -26,7 +26,12 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "stages", [["machine", "kernels"], ["correct", "engine qwen3-0.6b"], ["engine llama-3.1-8b", "peer llama-3.1-8b"]]
+    "stages",
+    [
+        ["machine", "kernels"],
+        ["correct", "engine qwen3-0.6b"],
+        pytest.param(["engine llama-3.1-8b", "peer llama-3.1-8b"], marks=pytest.mark.long),
+    ],
 )
 def test_every_kind_of_stage_runs_whole(stages: list[str], tmp_path: Path):
     done = run("--smoke", "--out", str(tmp_path), "--only", *stages)

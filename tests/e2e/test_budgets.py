@@ -192,8 +192,9 @@ def test_500_mixed_requests_are_accounted_for_to_the_token(start: Any):
         assert count["hidden"] and supplier.failed > 20
         with engine.connect() as connection:
             theirs = connection.execute(select(attempts).where(attempts.c.backend != "local")).all()
-        # Each call had money held for it; what its price is known of was settled at that, and all else in full.
-        assert len(rows) == len(theirs)
+        # Each call had money held for it, the same money where it was refused and made again; what its price is known of was
+        # settled at that, and all else in full.
+        again = len(theirs) - len(rows)
         known: dict[str, Counter[int]] = {}
         for row in theirs:
             if row.retail_usd is not None:
@@ -204,5 +205,5 @@ def test_500_mixed_requests_are_accounted_for_to_the_token(start: Any):
                 known[row.request_id][paid] -= 1
             else:
                 assert paid == row.amount_nanousd
-        assert not any(left.total() for left in known.values())
+        assert again >= 0 and sum(known.values(), Counter()) == Counter({0: again} if again else {})
         assert budgets.verify(engine) == []

@@ -8,9 +8,15 @@ from baseload.ledger.outcomes import TrainingRow, Verdict
 from baseload.ledger.tasks import Task, per_accepted, task
 
 
-def attempt(id: str, *, accepted: bool = False, **costs: float) -> dict[str, object]:
+def attempt(id: str, *, accepted: bool = False, role: str = "answer", **costs: float) -> dict[str, object]:
     empty = dict.fromkeys(("retail_usd", "internal_usd", "device_seconds", "energy_joules"))
-    return {"id": id, "accepted": accepted, **empty, **costs}
+    return {"id": id, "accepted": accepted, "role": role, **empty, **costs}
+
+
+def test_a_judge_that_did_its_work_is_no_accepted_answer():
+    tries = (attempt("a", retail_usd=0.1), attempt("j", accepted=True, role="judge", retail_usd=0.2))
+    found = task(TrainingRow("r", 1.0, None, None, None, "auto", {}, tries), None, "")
+    assert (found.usd, found.accepted) == (pytest.approx(0.3), False)
 
 
 def test_a_failed_local_try_is_part_of_what_the_escalated_answer_cost():
