@@ -101,14 +101,14 @@ def tasks(
     from ..ledger.ledger import open_for_reading
     from ..ledger.machine_cost import usd_per_hour
     from ..ledger.outcomes import training_rows
-    from ..ledger.tasks import GROUPS, per_accepted, task
+    from ..ledger.tasks import GROUPS, is_task, per_accepted, task
 
     if by not in GROUPS:
         raise typer.BadParameter(f"--by is one of {', '.join(GROUPS)}")
     machine = hardware_profile(hardware)
     hour = usd_per_hour(machine) if machine else None
     rows = training_rows(open_for_reading(ledger_at(db)), begins(since))
-    found = per_accepted(task(row, hour.value if hour else None, GROUPS[by](row) or "-") for row in rows)
+    found = per_accepted(task(row, hour.value if hour else None, GROUPS[by](row) or "-") for row in rows if is_task(row))
     if as_json:
         print_json({"usd_per_hour": asdict(hour) if hour else None, "by": by, "groups": [asdict(line) for line in found]})
         return
@@ -184,13 +184,13 @@ def prices(
 ) -> None:
     """What the tokens of the local answers would have cost at a supplier, and at the cheapest one for that model."""
     from ..ledger.ledger import open_for_reading
-    from ..ledger.outcomes import training_rows
+    from ..ledger.outcomes import ANSWERS, training_rows
     from ..ledger.retail import Tokens, cheapest, total
     from ..wire.errors import NotFound
 
     own = _own(override)
     rows = training_rows(open_for_reading(ledger_at(db)), begins(since))
-    local = [a for row in rows for a in row.attempts if a["accepted"] and a["backend"] == "local"]
+    local = [a for row in rows for a in row.attempts if a["accepted"] and a["backend"] == "local" and a["role"] in ANSWERS]
     calls = [Tokens(a["prompt_tokens"], a["completion_tokens"], a["cached_tokens"]) for a in local]
     if not calls:
         raise NotFound("The ledger has no local answer of that time.")

@@ -8,6 +8,7 @@ from sqlalchemy import Engine, select
 
 from .live import Books
 from .machine_cost import break_even_utilisation
+from .outcomes import ANSWERS
 from .retail import Overrides, Tokens, total
 from .schema import attempts, requests
 
@@ -35,7 +36,7 @@ def beside(engine: Engine, books: Books, supplier: str, model: str, own: Overrid
     query = (
         select(c.prompt_tokens, c.completion_tokens, c.cached_tokens)
         .join_from(attempts, requests, c.request_id == requests.c.id)
-        .where(c.backend == "local", c.accepted, requests.c.ts >= books.since, requests.c.ts < books.until)
+        .where(c.backend == "local", c.accepted, c.role.in_(ANSWERS), requests.c.ts >= books.since, requests.c.ts < books.until)
     )
     with engine.connect() as connection:
         calls = [Tokens(row.prompt_tokens, row.completion_tokens, row.cached_tokens) for row in connection.execute(query)]

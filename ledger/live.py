@@ -16,6 +16,7 @@ from sqlalchemy import Engine, case, func, select
 
 from .energy import NO_METER
 from .machine_cost import Figure, Hardware, Known, usd_per_hour, worst
+from .outcomes import ANSWERS
 from .schema import attempts, energy, requests
 
 
@@ -160,7 +161,7 @@ def totals(engine: Engine, since: float, until: float, steps_s: float = 0.0) -> 
         return func.coalesce(func.sum(case((where, value), else_=0)), 0)
 
     sums = {
-        "accepted": total(1, c.accepted),
+        "accepted": total(1, c.accepted & c.role.in_(ANSWERS)),
         "input_tokens": total(c.prompt_tokens - c.cached_tokens),
         "cached_tokens": total(c.cached_tokens),
         "output_tokens": total(c.completion_tokens),

@@ -14,6 +14,7 @@ from sqlalchemy import Engine, Select, select
 from .rows import OutcomeRow
 from .schema import attempts, outcomes, requests
 
+OPINION = "confidence"  # the predictor's check: it says where to ask next, and nothing of what was given
 ANSWERS = ("answer", "repair")  # the roles of attempts whose words a client may have been given
 PEOPLE = ("audit", "review", "feedback")  # who outranks whom, and all of them the checks
 AT_ONCE = 500  # requests whose attempts and verdicts are read together; well below SQLite's limit on bound parameters
@@ -60,7 +61,9 @@ class TrainingRow:
             if said:
                 return said[-1]
         checked = [
-            v.passed for v in self.verdicts if (v.source, v.attempt_id) == ("check", attempt_id) and v.passed is not None
+            v.passed
+            for v in self.verdicts
+            if (v.source, v.attempt_id) == ("check", attempt_id) and v.passed is not None and v.check != OPINION
         ]
         return all(checked) if checked else None
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import Engine, Row, Table, func, select
 
+from .outcomes import ANSWERS
 from .schema import attempts, egress, outcomes, requests
 
 
@@ -63,7 +64,8 @@ class _Tally:
         tried = self.backends.setdefault(row.request_id, set())
         if row.attempt_id is None:  # nothing was tried: refused by a gate, or still waiting
             return
-        tried.add(row.backend)
+        if row.role in ANSWERS:  # a judge or a shadow is no second one that had to answer
+            tried.add(row.backend)
         self.attempts += 1
         self.accepted += row.accepted
         self.prompt_tokens += row.prompt_tokens

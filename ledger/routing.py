@@ -47,7 +47,7 @@ def routing_report(engine: Engine, since: float) -> dict[str, Any]:
 
 def _reasons(asked: Any, tries: Any, judged: Any) -> Counter[str]:
     """Why each request that a supplier was asked for was not left to the local model."""
-    supplied = {r["request_id"] for r in tries if r["backend"] != "local"}
+    supplied = {r["request_id"] for r in tries if r["backend"] != "local" and r["role"] in ANSWERS}
     failed: dict[str, list[str]] = {}
     for row in judged:
         if row["passed"] is not None and not row["passed"] and row["source"] == "check":

@@ -67,7 +67,7 @@ class AttemptRow:
     accepted: bool = False
     retail_usd: float | None = None
     error: str | None = None
-    role: str = "answer"  # answer | repair | probe | judge | shadow
+    role: str = "answer"  # answer | repair | probe | judge | shadow | vector (no words)
     device_seconds: float | None = None
     energy_joules: float | None = None
     internal_usd: float | None = None

@@ -69,6 +69,11 @@ def task(row: TrainingRow, usd_per_hour: float | None, group: str) -> Task:
     )
 
 
+def is_task(row: TrainingRow) -> bool:
+    """Whether words were asked for: vectors are no tasks, and nobody accepts them."""
+    return not row.attempts or any(a["role"] != "vector" for a in row.attempts)
+
+
 def _usd(attempt: dict[str, object], usd_per_hour: float | None) -> float | None:
     """A supplier's price; else device time at the C_h given, or, where none is, at the one of its day."""
     retail, seconds, internal = attempt["retail_usd"], attempt["device_seconds"], attempt["internal_usd"]

@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import CTE, ColumnElement, Engine, Integer, and_, case, cast, func, literal, or_, select
 
-from .outcomes import ANSWERS, PEOPLE
+from .outcomes import ANSWERS, OPINION, PEOPLE
 from .schema import attempts, outcomes, requests
 
 MOST = 200_000  # requests of one stretch
@@ -155,7 +155,7 @@ def _refused(within: CTE) -> CTE:
             .label("place"),
         )
         .join(within, within.c.id == o.request_id)
-        .where(o.passed.is_not(None), or_(o.source == "check", o.source.in_(PEOPLE)))
+        .where(o.passed.is_not(None), or_((o.source == "check") & (o.check != OPINION), o.source.in_(PEOPLE)))
         .cte("said")
     )
     return select(said.c.attempt_id).where(said.c.place == 1, said.c.passed == 0).cte("refused")

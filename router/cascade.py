@@ -13,6 +13,7 @@ from typing import Any
 from ..ledger.ledger import Ledger
 from ..ledger.purse import Hold
 from ..ledger.rows import AttemptRow, OutcomeRow, TextRow, new_id
+from ..ledger.writer import LedgerError
 from ..wire import egress, neutral
 from ..wire.backend import Backend
 from ..wire.chat import (
@@ -69,7 +70,12 @@ class Attempt:
         self.worst_usd: float | None = None  # what its call may cost, under a budget
         self.tries, self.unknown = 1, 0  # calls that were made; those before the last whose price nobody knows
         self.again: Callable[[], bool] = lambda: True  # whether such a call may be made once more
-        ledger.add(self.row)
+        try:
+            ledger.add(self.row)
+        except LedgerError:
+            if hold:
+                hold.settle(0.0)  # it is not made
+            raise
 
     def saw(self, event: Event, *, keep: bool) -> None:
         """Take note of an event; `keep` it if the answer is to be judged."""
@@ -127,7 +133,7 @@ class Attempt:
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
             cached_tokens=usage.cached_tokens,
-            device_seconds=usage.device_seconds,
+            device_seconds=0.0 if self._was_refused_here() else usage.device_seconds,
             **_digests(usage.receipt),
             cache_write_tokens=usage.cache_write_tokens,
             input_seconds=usage.input_seconds,
@@ -143,10 +149,16 @@ class Attempt:
         if self._ledger.keep_text:
             self._ledger.keep(self._text(usage.receipt))
 
+    def _was_refused_here(self) -> bool:
+        """Whether a local model said no before it did anything: that took no time."""
+        refused = self.failure is not None and 400 <= self.failure.status <= 429 and self._usage is None
+        return refused and not self.place.rung.supplier
+
     def _text(self, paper: Receipt | None) -> TextRow:
         """The words. The first try was asked what the request asked, and what that was stands there."""
         n = max(self.finishes, default=-1) + 1 or 1
-        own = self._asked if self.row.n else None
+        asked = self._asked  # kept where it is not what the request asked
+        own = asked if asked is not None and (self.row.n or asked.sampling.margins) else None
         answers = [kept_answer(answer, paper, i) for i, answer in enumerate(self.answers(n))]
         return TextRow(self.row.id, self.row.request_id, self.row.started_ts, own and neutral.encode(own), answers)
 

@@ -338,7 +338,7 @@ class Run:
         if isinstance(last, Failure):
             return last
         why = "; ".join(f"{v.check}: {v.evidence}" for v in last if not v.passed)
-        if not any(a.place.rung.supplier for a in self._handling.attempts):
+        if not any(a.place.rung.supplier and a.role not in ASIDE for a in self._handling.attempts):
             decision = self._handling.decision
             denied = [f"{r.name}: {r.reason}" for r in decision.rungs if not r.allowed]
             denied += [note.why for note in decision.notes if note.by in ("budget", "attempts")]

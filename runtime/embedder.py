@@ -34,6 +34,10 @@ class Embedder:
         """Numbers of a vector."""
         return self._encoder.dim
 
+    def of(self, tenant: str) -> "Embedder":
+        """Itself: it keeps nothing of one text for another."""
+        return self
+
     async def embed(self, inputs: Sequence[str | tuple[int, ...]]) -> tuple[NDArray[np.float32], int]:
         """Vectors [N, dim] of length 1, and how many tokens were read. Raises BadRequest, ContextLengthExceeded."""
         return await self._off_loop(self._embed, inputs)

@@ -5,6 +5,8 @@ a grammar, a plain prompt of token ids) goes along under the names that vLLM gav
 """
 
 import asyncio
+import hmac
+import secrets
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
@@ -16,9 +18,11 @@ from ..wire.chat import ChatRequest, Event, Failure
 from ..wire.client import Connection, HttpBackend
 from ..wire.completions_upstream import COMPLETIONS
 from ..wire.egress import NETWORK_ERRORS, Egress, Session
+from ..wire.errors import BaseloadError
 from .pool import State
 
 PROBE_S = 5.0
+_SECRET = secrets.token_bytes(32)
 SILENCE_S = 900.0  # a full server's queue is silent for long; whether it lives, the probes say
 
 
@@ -39,7 +43,8 @@ class HttpReplica:
     async def generate(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
         """See Backend.generate."""
         backend = self._chat if request.prompt is None else self._plain
-        async with aclosing(backend.generate(as_ours(replace(request, model=self._served_as)))) as events:
+        asked = salted(as_ours(replace(request, model=self._served_as)))
+        async with aclosing(backend.generate(asked)) as events:
             async for event in events:
                 yield replace(event, message=self._worded(event.message)) if isinstance(event, Failure) else event
 
@@ -50,7 +55,7 @@ class HttpReplica:
             if status == 404 and self._health == "/ready":
                 self._health = "/health"
                 status = await self._status(self._health)
-        except TimeoutError:
+        except (TimeoutError, BaseloadError):  # or the door could not write it down: that says nothing of the server
             return None
         except NETWORK_ERRORS:
             return "down"
@@ -101,6 +106,19 @@ def as_ours(request: ChatRequest) -> ChatRequest:
     return replace(request, protocol=openai_chat.PROTOCOL, body=body)
 
 
+def salted(request: ChatRequest) -> ChatRequest:
+    """The request with vLLM's word for whose prefix pages these are. What its client says of that holds where nobody is told
+    apart; a digest keyed by this process's secret tells the server no name, and lets no tenant pass for another."""
+    if not request.tenant:
+        return request
+    if request.protocol in (openai_chat.PROTOCOL, openai_completions.PROTOCOL):
+        protocol, body = request.protocol, request.body
+    else:
+        protocol, body = openai_completions.PROTOCOL, COMPLETIONS.request(request, request.model, ())
+    salt = hmac.digest(_SECRET, request.tenant.encode(), "sha256").hex()
+    return replace(request, protocol=protocol, body={**body, "cache_salt": salt})
+
+
 def _extras(request: ChatRequest) -> Mapping[str, Any]:
     """What OpenAI's protocol has no field for: https://docs.vllm.ai/en/stable/serving/openai_compatible_server (extra
     parameters)."""
@@ -112,6 +130,5 @@ def _extras(request: ChatRequest) -> Mapping[str, Any]:
         "min_tokens": p.min_tokens or None,
         "stop_token_ids": list(p.stop_token_ids) or None,
         "ignore_eos": p.ignore_eos or None,
-        "reasoning_effort": request.effort,
     }
     return {name: value for name, value in told.items() if value is not None}

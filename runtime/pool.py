@@ -91,7 +91,7 @@ class Pool:
         for task in self._tasks:
             task.cancel()
         for task in self._tasks:
-            with suppress(asyncio.CancelledError):
+            with suppress(asyncio.CancelledError, Exception):
                 await task
         for replica in self.replicas.values():
             await replica.source.disconnect()

@@ -20,7 +20,13 @@ from .models.model_file import LoadedModel
 
 HERE = Path(__file__).parent
 # Python that has a say in which token comes after given logits.
-CHOOSING = ("engine/sampler.py", "engine/grammar.py", "engine/core.py", "engine/detokenize.py", "grammars.py")
+CHOOSING = (
+    *(
+        f"engine/{name}.py"
+        for name in ("sampler", "grammar", "thought", "core", "batch", "request", "speculative", "detokenize")
+    ),
+    "grammars.py",
+)
 # And in which tokens a conversation becomes.
 WRITING = tuple(
     f"models/{name}.py" for name in ("chat_template", "chat_messages", "template_worker", "tokenizer", "gguf_vocab")

@@ -48,11 +48,12 @@ def embedder(request: Request, name: str) -> Embedder:
     """The encoder of that name. Raises ModelNotFound."""
     found = request.app.state.life.require().embedders
     if name not in found:
-        known = f"; there is {', '.join(found)}" if found else ": none is served (baseload serve --model NAME --model ENCODER)"
+        names = [one for one in found if caller(request).scopes.may_ask(one)]
+        known = f"; there is {', '.join(names)}" if names else ": none is served (baseload serve --model NAME --model ENCODER)"
         raise ModelNotFound(f"There is no embedding model of this name{known}.", param="model")
     caller(request).allow(name)
     _notes(request).model = name
-    return found[name]
+    return found[name].of(caller(request).tenant)
 
 
 @asynccontextmanager
@@ -79,7 +80,7 @@ async def booked(request: Request, model: str, protocol: str) -> AsyncIterator[C
             key, name = who.key_id, notes.request_id
             head = RequestRow(name, began, protocol, model, model, status=status, finished_ts=ended, key_id=key)
             ledger.add(replace(head, error_code=error or None))
-            tried = AttemptRow(uuid.uuid4().hex, name, 0, "local", model, began, duration_s=ended - began)
+            tried = AttemptRow(uuid.uuid4().hex, name, 0, "local", model, began, duration_s=ended - began, role="vector")
             ledger.add(replace(tried, prompt_tokens=tokens, accepted=not error, error=error or None))
 
 

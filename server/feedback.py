@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from ..ledger.outcomes import PEOPLE
-from ..wire.errors import NotFound, Unavailable
+from ..wire.errors import Forbidden, NotFound, Unavailable
 from ..wire.fields import bad, number, read
 from .bodies import read_object
 from .callers import caller
@@ -36,7 +36,14 @@ async def feedback(request: Request) -> Response:
     ledger = request.app.state.life.require().ledger
     if ledger is None:
         raise Unavailable("There are no books to write it into.", code="no_ledger", retry_after=60)
-    said = {"accepted": accepted, "score": score, "comment": comment, "source": source, "key_id": caller(request).key_id}
+    who = caller(request)
+    if source != "feedback" and not who.scopes.admin:
+        raise Forbidden("Reviews and audits need a key with the scope 'admin'.", param="source", code="admin_only")
+    owner = who.key_id
+    if who.scopes.admin:  # whose it is, is no matter
+        await asyncio.to_thread(ledger.flush)
+        owner = (await asyncio.to_thread(ledger.request, name) or {}).get("key_id")
+    said = {"accepted": accepted, "score": score, "comment": comment, "source": source, "key_id": owner}
     if not await asyncio.to_thread(ledger.feedback, name, **said):
         raise NotFound("There is no answered request of this id.", param="request_id")
     if source == "audit":

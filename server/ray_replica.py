@@ -7,6 +7,7 @@ machines has decided that they are one house.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from ..runtime.store import Store, StoreError, default_root
 from ..wire.errors import BaseloadError, EgressDenied
-from .security import check_bind
+from .security import check_bind, read_key
 from .settings import Settings, SettingsError
 
 APP = "baseload"
@@ -84,17 +85,20 @@ def application(settings: Settings, deployment: Deployment) -> Any:
         graceful_shutdown_timeout_s=settings.server.drain_timeout_s,
         max_constructor_retry_count=3,
     )(serve.ingress()(Replica))
-    return made.bind(settings)
+    # The raylet's environment is not ours: the key goes along.
+    return made.bind(settings, read_key(settings.server))
 
 
 class Replica:
     """One engine and its server, in a Ray actor."""
 
-    async def __init__(self, settings: Settings) -> None:
+    async def __init__(self, settings: Settings, key: str = "") -> None:
+        """`key`: the server's, as whoever deploys has it."""
         from .build import build_services
 
-        self._settings = settings
+        self._settings, self._env = settings, {**os.environ, **({settings.server.api_key_env: key} if key else {})}
         try:
+            check_bind(settings.server, self._env)
             self._services = await build_services(settings, files_of(settings))
         except BaseloadError as error:
             raise RuntimeError(error.message) from error  # whose class Ray may not know
@@ -103,7 +107,7 @@ class Replica:
         """What Ray calls for the application that answers."""
         from .app import create_app
 
-        return create_app(self._services, self._settings)
+        return create_app(self._services, self._settings, self._env)
 
     def check_health(self) -> None:
         """What Ray calls now and then: it replaces a replica for which this raises."""

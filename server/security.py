@@ -101,7 +101,7 @@ class Guard:
         if ring and given and (found := await ring.find(given.decode("latin-1"))):
             return self._admitted(found, scope)
         virtual = self._required or (ring is not None and await ring.any())
-        if is_admin(path) and not virtual:
+        if is_admin(path) and not virtual and (not self.key or scope["method"] in ("GET", "HEAD")):
             if not from_loopback(scope):
                 raise Forbidden("Only this machine, or a key, may read this.")
             return Caller()

@@ -25,6 +25,7 @@ from .model_runner import page_bytes
 HERE = Path(__file__).parent
 CODE = (
     *sorted((HERE.parents[1] / "kernels" / "triton").glob("*.py")),
+    *(HERE / name for name in ("cuda_runner.py", "decode_graphs.py")),
     *(HERE.parent / "models" / name for name in ("decoder.py", "weights.py", "quants.py")),
 )
 KEPT_FREE = 0.08  # of the GPU's memory: for graphs, the vendor's workspaces, fragments

@@ -129,7 +129,8 @@ def _capture(step: Step, places: Places, memory: Any) -> Callable[[], Drawn]:
     torch.cuda.current_stream().wait_stream(side)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=memory):
+    # Another thread may ask for memory meanwhile: another model that loads.
+    with torch.cuda.graph(graph, pool=memory, capture_error_mode="thread_local"):
         drawn = step(places)
 
     def replay() -> Drawn:

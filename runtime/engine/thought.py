@@ -70,7 +70,12 @@ class AfterThought:
         if self._due:
             return self._due[0]
         if self._state != "thought":
-            return token if self._opens(token) else self._grammar.steer(token, left)
+            if not self._opens(token):
+                return self._grammar.steer(token, left)
+            if left - len(self._marks.opening) - len(self._marks.closing) > self._grammar.reserve:
+                return token
+            way = self._grammar.way(left)  # there is no room to reason
+            return token if way is None else (way or self._vocabulary.end_ids)[0]
         # A token that closes the reasoning and begins the answer in one has not been held to the grammar.
         self._closes = left <= self._until or bool((self._after(token) or b"").strip())
         return self._marks.closing[0] if self._closes else token

@@ -36,6 +36,16 @@ def test_two_keys_share_no_page(start: Any):
     assert server.wait_idle()["vllm:prefix_cache_hits_total"] == before
     assert asked(server, theirs)[1] == second[1]
     assert asked(server, chief)[1] == 0
+
+    def hits_of_a_vector(secret: str) -> float:
+        server.headers["authorization"] = f"Bearer {chief}"
+        before = server.metrics()["vllm:prefix_cache_hits_total"]
+        server.headers["authorization"] = f"Bearer {secret}"
+        assert server.call("/v1/embeddings", {"model": "smollm2-135m-instruct", "input": PROMPT})[0] == 200
+        server.headers["authorization"] = f"Bearer {chief}"
+        return server.wait_idle()["vllm:prefix_cache_hits_total"] - before
+
+    assert [hits_of_a_vector(mine) > 0 for _ in range(2)] == [False, True] and hits_of_a_vector(theirs) == 0
     assert server.stop() == 0
 
     again = start(home=server.home)  # with their pages on disk

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baseload.ledger.outcomes import TrainingRow, Verdict
-from baseload.ledger.tasks import Task, per_accepted, task
+from baseload.ledger.tasks import Task, is_task, per_accepted, task
 
 
 def attempt(id: str, *, accepted: bool = False, role: str = "answer", **costs: float) -> dict[str, object]:
@@ -24,6 +24,17 @@ def test_a_failed_local_try_is_part_of_what_the_escalated_answer_cost():
     found = task(TrainingRow("r", 1.0, "mail", None, None, "auto", {}, tries), usd_per_hour=1.0, group="mail")
     assert (found.usd, found.accepted) == (pytest.approx(0.06), True)
     assert task(TrainingRow("r", 1.0, "mail", None, None, "auto", {}, tries), usd_per_hour=None, group="mail").usd is None
+
+
+def test_vectors_are_no_tasks():
+    assert not is_task(TrainingRow("r", 1.0, None, None, None, "m", {}, (attempt("v", accepted=True, role="vector"),)))
+    assert is_task(TrainingRow("r", 1.0, None, None, None, "m", {}, ()))  # one that was refused is one
+
+
+def test_what_the_predictor_thinks_is_no_verdict():
+    verdicts = (Verdict("a", "check", "confidence", False, None, False, 1.0),)
+    row = TrainingRow("r", 1.0, None, None, None, "auto", {}, (attempt("a", accepted=True, retail_usd=0.5),), verdicts)
+    assert task(row, None, "").accepted
 
 
 def test_a_rejected_answer_cost_something_and_counts_for_nothing():

@@ -158,6 +158,17 @@ def test_reasoning_is_free_and_ends_in_time_for_the_answer(compiler, schema, tem
     jsonschema.validate(json.loads(answer), schema, format_checker=None)
 
 
+def test_where_there_is_no_room_to_reason_the_answer_begins(compiler):
+    schema = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"], "additionalProperties": False}
+    grammar = compiled(compiler, schema)
+    assert grammar is not None
+    shortest = grammar.way(4096)
+    opening = compiler._tokenizer.encode(MARKS[0], specials=True)[0]
+    held = after_thought(compiler, grammar, begun=False)
+    assert held.allows(opening) and held.steer(opening, len(shortest or ()) + 1) == (shortest or [0])[0]
+    assert after_thought(compiler, grammar.fork(), begun=False).steer(opening, 500) == opening
+
+
 def test_an_unsupported_keyword_is_named(compiler):
     with pytest.raises(BadRequest, match="uniqueItems"):
         asyncio.run(compiler.compiled(json_grammar({"type": "array", "uniqueItems": True}), "response_format"))

@@ -302,6 +302,13 @@ def test_feedback_is_on_ones_own_answers(house: House):
         assert house.client.post("/v1/feedback", json=said, headers={"x-api-key": secret}).status_code == status
 
 
+def test_only_an_admin_speaks_as_an_audit_and_of_anybodys_answer(house: House):
+    (_, mine), (_, chief) = house.key(), house.key("admin")
+    said = {"request_id": house.ask(mine).headers["x-baseload-request-id"], "accepted": False, "source": "audit"}
+    for secret, status in ((mine, 403), (chief, 200)):
+        assert house.client.post("/v1/feedback", json=said, headers={"x-api-key": secret}).status_code == status
+
+
 def test_the_backend_is_told_whose_request_it_is(owned: House):
     id, secret = owned.key()
     owned.ask(secret)
