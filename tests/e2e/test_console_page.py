@@ -181,7 +181,15 @@ def test_a_decision_is_explained_in_a_dialog_that_the_keyboard_can_use(visit):
 
 
 def test_a_charts_values_can_be_read_by_keyboard_by_pointer_and_in_a_table(visit, house):
-    page = ready(visit())
+    for left in (2, 1, 0):
+        try:
+            return read_a_chart(ready(visit()), house)
+        except AssertionError:  # a step of time may have ended between the page's reading and ours
+            if not left:
+                raise
+
+
+def read_a_chart(page: Any, house: Any) -> None:
     shown = [[step[name] for name in ("local", "supplier", "nobody")] for step in house.call("/console/data/books")[1]["steps"]]
     words = ["local {}, suppliers {}, nobody {}".format(*values) for values in shown]
     assert sum(map(sum, shown)) >= 5
