@@ -13,29 +13,30 @@ from typing import Any
 from threadpoolctl import ThreadpoolController
 
 _lock = Lock()
-_within: list[Any] = []  # the limits that are to be lifted; as many as there are blocks running
+_within = 0  # blocks that run
+# The most threads that each library was ever seen to have: what is read right after others have set it may be theirs.
+_full: dict[str, int] = {}
 
 
 @cache
-def _controller() -> ThreadpoolController:
-    """Of the libraries that are loaded by now; looking for them takes milliseconds."""
-    return ThreadpoolController()
+def _libraries() -> list[Any]:
+    """Those that are loaded by now; looking for them takes milliseconds."""
+    return [one for one in ThreadpoolController().lib_controllers if one.user_api == "blas"]
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Of all the process's products; blocks may run beside each other, and the last to end restores what was."""
+    global _within
     with _lock:
-        _within.append(_controller().limit(limits=1, user_api="blas") if not _within else None)
+        _within += 1
+        for one in _libraries() if _within == 1 else ():
+            _full[one.filepath] = max(one.num_threads, _full.get(one.filepath, 1))
+            one.set_num_threads(1)
     try:
         yield
     finally:
         with _lock:
-            last = len(_within) == 1
-            limit = _within[0] if last else None
-            if last:
-                _within.clear()
-            else:
-                _within.pop()
-            if limit is not None:
-                limit.restore_original_limits()
+            _within -= 1
+            for one in _libraries() if not _within else ():
+                one.set_num_threads(_full[one.filepath])

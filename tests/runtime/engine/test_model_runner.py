@@ -203,9 +203,9 @@ def test_greedy_text_of_twenty_prompts_equals_that_of_transformers(smol, judge, 
         with torch.inference_mode():
             theirs = judge(torch.tensor([r.tokens[:-1]])).logits[0, len(prompt) - 1 :]
         ours = torch.tensor(r.tokens[len(prompt) :])
-        assert len(ours) == 200
+        assert len(ours) == 80
         gaps = theirs.max(-1).values - theirs.gather(1, ours[:, None])[:, 0]
         ties += gaps[gaps > 0].tolist()
         assert gaps.max() < NEAR_TIE, f"{PROMPTS[prompts.index(prompt)]!r} parts from transformers at {int(gaps.argmax())}"
     if ties:
-        warnings.warn(f"{len(ties)} of 4000 tokens differ, at near-ties with gaps {sorted(ties)}", stacklevel=1)
+        warnings.warn(f"{len(ties)} of {80 * len(rows)} tokens differ, at near-ties with gaps {sorted(ties)}", stacklevel=1)
