@@ -3,7 +3,8 @@
 import asyncio
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from ..runtime.local_backend import LocalBackend
 from ..runtime.models.encoder import is_encoder
 from ..runtime.pool import Pool
 from ..runtime.pooled_embedder import PooledEmbedder
-from ..runtime.replica_sets import parse_replicas
+from ..runtime.replica_sets import ReplicaSet, parse_replicas
 from ..runtime.shelf import Shelf
 from ..runtime.store import default_root
 from ..runtime.vllm_backend import Vllm, VllmOptions
@@ -41,7 +42,7 @@ from ..wire.egress import Egress, EgressRecord
 from ..wire.errors import ModelFileError
 from . import tracing
 from .keyring import Keyring
-from .services import Services, nothing_to_close
+from .services import Services
 from .settings import EngineSettings, Settings, VllmSettings
 
 EMBEDDER = "all-minilm-l6-v2"  # of prompts, for a predictor that reads vectors
@@ -60,102 +61,124 @@ def door(settings: Settings, ledger: Ledger, hosts: Sequence[str]) -> Egress:
 async def build_services(settings: Settings, files: Sequence[tuple[str, Path]]) -> Services:
     """Open the models `files` (name, path; the first is `local`), load the first and start everything; the others are loaded
     when they are asked for. Raises BaseloadError, in one line."""
+    # What was opened is closed, the last first, however the building ends, and whatever a closing raises.
+    async with AsyncExitStack() as held:
+        services = await _build(settings, files, held)
+        return replace(services, close=held.pop_all().aclose)
+
+
+async def _build(settings: Settings, files: Sequence[tuple[str, Path]], held: AsyncExitStack) -> Services:
     profiles = load_profiles(CONFIGS / "suppliers", settings.suppliers)
-    allowed = frozenset(settings.router.allowed_suppliers)
     hardware = machine_cost.profile(settings.hardware.profile)
-    ledger = Ledger.open(
-        settings.ledger.url or default_url(),
-        required=settings.ledger.required,
-        keep_text=settings.ledger.keep_text,
-        keep_text_days=settings.ledger.keep_text_days,
-    )
-    ledger.reconcile()
+    sets = parse_replicas(settings.replicas, air_gap=settings.router.air_gap)
+    ledger = _ledger(settings, held)
     keyring, purse = Keyring(ledger.engine), Purse(ledger.engine)
-    loader = Loader(load_options(settings.engine))
-    shelf: Shelf[Engine] = Shelf(settings.engine.memory_mb << 20)
-    local: list[LocalBackend] = []
-    pools: list[Pool] = []
-    children: list[Vllm] = []
-    embedders: dict[str, Embedder] = {}
-    pooled: dict[str, PooledEmbedder] = {}
-    remote: dict[str, tuple[SupplierProfile, Backend]] = {}
-    clients: list[HttpBackend] = []
-    routers: list[Router] = []
-    stop_tracing = nothing_to_close
+    for book in (purse, keyring):
+        held.push_async_callback(asyncio.to_thread, book.close)
+
+    allowed = frozenset(settings.router.allowed_suppliers)
+    hosts = [p.host for p in profiles.values() if p.name in allowed] + [host for one in sets for host in one.hosts]
+    egress = door(settings, ledger, [*hosts, *tracing.host(settings.telemetry)])
+    if (spans := tracing.begin(settings.telemetry, egress)) is not None:
+        ledger.watch = spans.saw
+        held.push_async_callback(spans.close)
+    remote = {name: (profile, _supplier(profile, egress, held)) for name, profile in profiles.items()}
+
+    by_vllm = settings.models.engine == "vllm"
+    if not (by_vllm or sets) and all(is_encoder(path) for _, path in files):
+        raise ModelFileError("none of the models answers chats: give one with --model first")
+    models = await _models(settings.engine, () if by_vllm else files, held)
+    share = WallShare()
+    children = [await _child(settings.vllm, name, path, egress, share, held) for name, path in files if by_vllm]
+    pools = [child.pool for child in children] + [await _pool(one, egress, share, held) for one in sets]
+
+    shelf = models.shelf
     busy = never_falling(lambda: [(id(engine), engine.stats().device_seconds) for engine in shelf.loaded.values()])
     sampler = Sampler(meters.find(), hardware, busy, ledger.add)
+    held.push_async_callback(asyncio.to_thread, sampler.close)
     ledger.machine = Machine(hardware, sampler)
+    forecaster = Forecaster(default_root() / "router", partial(TextEncoder, EMBEDDER), ledger.engine)
+    here = [*models.local, *pools]
+    router = Router(here, remote, policy_of(settings), ledger, partial(_waiting, shelf), forecaster, purse)
+    held.push_async_callback(router.close)
+    sampler.start()
+    return Services(
+        router,
+        ledger,
+        lambda: shelf.loaded,
+        models.embedders,
+        load_jobs([CONFIGS / "jobs", default_root() / "jobs"]),
+        keyring=keyring,
+        audited=forecaster.look_at_audits,
+        drifts=lambda: forecaster.drifts,
+        accounts=ledger.accounts,
+        breakers=partial(_breakers, {name: backend for name, (_, backend) in remote.items()}),
+        pools=pools,
+        more_metrics=[child.metrics for child in children],
+    )
 
-    async def close() -> None:
-        for router in routers:
-            await router.close()
-        await asyncio.to_thread(sampler.close)
-        await shelf.close()
-        for child in children:
-            await child.close()
-        for pool in pools:
-            await pool.close()
-        for backend in (*local, *embedders.values()):
-            backend.close()
-        loader.close()
-        for client in clients:
-            await client.close()
-        await stop_tracing()
-        await asyncio.to_thread(keyring.close)
-        await asyncio.to_thread(purse.close)
-        await asyncio.to_thread(ledger.close)
 
-    try:
-        sets = parse_replicas(settings.replicas, air_gap=settings.router.air_gap)
-        ours = [host for one in sets for host in one.hosts]
-        hosts = [p.host for p in profiles.values() if p.name in allowed]
-        egress = door(settings, ledger, [*ours, *hosts, *tracing.host(settings.telemetry)])
-        if (spans := tracing.begin(settings.telemetry, egress)) is not None:
-            ledger.watch, stop_tracing = spans.saw, spans.close
-        by_vllm = settings.models.engine == "vllm"
-        chat = [] if by_vllm else [(name, path) for name, path in files if not is_encoder(path)]
-        if not chat and not sets and not by_vllm:
-            raise ModelFileError("none of the models answers chats: give one with --model first")
-        for name, path in () if by_vllm else files:
-            if is_encoder(path):
-                embedders[name] = await asyncio.to_thread(Embedder, name, path)
-        for name, path in chat:
-            opened = await asyncio.to_thread(loader.open, path)
-            shelf.add(name, partial(loader.start, opened), opened.nbytes)
-            known = catalogue().get(name)
-            wishes = known.sampling if known else None
-            lend = partial(shelf.lend, name)
-            most = settings.engine.max_output
-            pooled[name] = PooledEmbedder(opened.model, lend, opened.longest)
-            local.append(LocalBackend(opened.model, lend, name, opened.longest, sampling=wishes, max_output=most))
-        if chat:
-            async with shelf.lend(chat[0][0]):
-                pass
-        share = WallShare()
-        for name, path in files if by_vllm else ():
-            children.append(await Vllm.open(vllm_options(settings.vllm, name, path), egress, share))
-            pools.append(children[-1].pool)
-        for one in sets:
-            pools.append(one.pool(egress, share))
-            await pools[-1].start()
-        for name, profile in profiles.items():
-            clients.append(HttpBackend(profile.connection(), profile.models, egress))
-            remote[name] = (profile, profile.guarded(clients[-1]))
-        forecaster = Forecaster(default_root() / "router", partial(TextEncoder, EMBEDDER), ledger.engine)
-        here = [*local, *pools]
-        router = Router(here, remote, policy_of(settings), ledger, partial(_waiting, shelf), forecaster, purse)
-        routers.append(router)
-        jobs = load_jobs([CONFIGS / "jobs", default_root() / "jobs"])
-        sampler.start()
-    except BaseException:
-        await close()
-        raise
-    breakers = partial(_breakers, {name: backend for name, (_, backend) in remote.items()})
-    books = {"accounts": ledger.accounts, "breakers": breakers}
-    learns = {"audited": forecaster.look_at_audits, "drifts": lambda: forecaster.drifts}
-    beside = {"pools": pools, "more_metrics": [child.metrics for child in children]}
-    vectors = embedders | pooled
-    return Services(router, ledger, lambda: shelf.loaded, vectors, jobs, close, keyring, **learns, **books, **beside)
+def _ledger(settings: Settings, held: AsyncExitStack) -> Ledger:
+    told = settings.ledger
+    url = told.url or default_url()
+    ledger = Ledger.open(url, required=told.required, keep_text=told.keep_text, keep_text_days=told.keep_text_days)
+    held.push_async_callback(asyncio.to_thread, ledger.close)
+    ledger.reconcile()
+    return ledger
+
+
+def _supplier(profile: SupplierProfile, egress: Egress, held: AsyncExitStack) -> Backend:
+    client = HttpBackend(profile.connection(), profile.models, egress)
+    held.push_async_callback(client.close)
+    return profile.guarded(client)
+
+
+@dataclass(frozen=True)
+class _Models:
+    """Those of this process. `embedders`: encoders, and decoders for what they make of a text."""
+
+    shelf: Shelf[Engine]
+    local: list[LocalBackend]
+    embedders: dict[str, Embedder | PooledEmbedder]
+
+
+async def _models(settings: EngineSettings, files: Sequence[tuple[str, Path]], held: AsyncExitStack) -> _Models:
+    """The first that answers chats is loaded."""
+    made = _Models(Shelf(settings.memory_mb << 20), [], {})
+    loader = Loader(load_options(settings))
+    held.callback(loader.close)
+    for name, path in files:
+        if is_encoder(path):
+            encoder = made.embedders[name] = await asyncio.to_thread(Embedder, name, path)
+            held.callback(encoder.close)
+            continue
+        opened = await asyncio.to_thread(loader.open, path)
+        made.shelf.add(name, partial(loader.start, opened), opened.nbytes)
+        known, lend = catalogue().get(name), partial(made.shelf.lend, name)
+        made.embedders[name] = PooledEmbedder(opened.model, lend, opened.longest)
+        wishes = known.sampling if known else None
+        backend = LocalBackend(opened.model, lend, name, opened.longest, sampling=wishes, max_output=settings.max_output)
+        made.local.append(backend)
+        held.callback(backend.close)
+    held.push_async_callback(made.shelf.close)  # its engines end before what feeds them
+    for backend in made.local[:1]:
+        async with made.shelf.lend(backend.models[0].id):
+            pass
+    return made
+
+
+async def _child(settings: VllmSettings, name: str, path: Path, egress: Egress, share: WallShare, held: AsyncExitStack) -> Vllm:
+    child = await Vllm.open(vllm_options(settings, name, path), egress, share)
+    held.push_async_callback(child.pool.close)
+    held.push_async_callback(child.close)
+    return child
+
+
+async def _pool(one: ReplicaSet, egress: Egress, share: WallShare, held: AsyncExitStack) -> Pool:
+    pool = one.pool(egress, share)
+    held.push_async_callback(pool.close)
+    await pool.start()
+    return pool
 
 
 def _breakers(remote: Mapping[str, Backend]) -> dict[tuple[str, str], bool]:

@@ -16,7 +16,7 @@ from baseload.server.services import Services
 from baseload.server.settings import Settings
 
 from ..runtime.engine.fake_model import FakeRunner
-from ..runtime.test_local_backend import House
+from ..runtime.local_house import House
 from .clients import CLIENTS, Json, post
 
 N = 16

@@ -8,7 +8,7 @@ from baseload.runtime.models.model_file import LoadedModel
 from baseload.runtime.receipts import Identity, kernels_digest, settings_digest, template_digest, tokens_digest
 from baseload.wire.chat import Event, Receipt, SamplingParams, Usage
 
-from .test_local_backend import House, answer, chat, house
+from .local_house import House, answer, chat, house
 
 
 def receipts(events: list[Event]) -> list[Receipt]:
